@@ -1,0 +1,221 @@
+"""Equations 6-18 of the EMKD paper as pure functions of tensors.
+
+Axes: n members, m views, b batch, l positions, d features, v items, a attributes, t target positions of the whole batch.
+Every term is summed over members, views and ordered pairs (x, y), x != y, as in the paper, and is a *mean* over the
+batch (users or target positions): the paper leaves that open, and a mean keeps the weights independent of batch size.
+
+Source: Du et al., "Ensemble Modeling with Contrastive Knowledge Distillation for Sequential Recommendation", SIGIR 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor
+
+from ensemble_kd.errors import EnsembleKDError
+
+Pool = Literal["flatten", "mean", "last"]
+Variant = Literal["paper", "reference_code"]
+
+
+def item_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    r"""Cross-entropy of the item predictions, Eq. 6: ``-log softmax(p_t)[target]``, a mean over target positions.
+
+    Args:
+        logits: (n, t, v) scores of every item at every target position.
+        targets: (t,) int64 class of the true item, in [0, v).
+
+    Returns:
+        (n,) one loss a member. Eq. 7 is their sum.
+
+    Examples:
+        >>> item_cross_entropy(torch.zeros(2, 3, 4), torch.tensor([0, 1, 3])).exp()  # four equally likely items
+        tensor([4.0000, 4.0000])
+    """
+    n = logits.shape[0]
+    per_target = F.cross_entropy(rearrange(logits, "n t v -> (n t) v"), targets.repeat(n), reduction="none")
+    return rearrange(per_target, "(n t) -> n t", n=n).mean(dim=1)
+
+
+def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float) -> Tensor:
+    r"""``KL(z_teacher || z_student)`` of one ordered pair, Eqs. 16-17, with the teacher cut off from the gradient.
+
+    Args:
+        teacher: (..., t, v) logits.
+        student: (..., t, v) logits.
+        temperature: tau of Eq. 16.
+
+    Returns:
+        (...,) mean over target positions.
+
+    Examples:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> kl_divergence(logits, logits + 5.0, temperature=0.5).abs().item() < 1e-6
+        True
+    """
+    log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    log_student = F.log_softmax(student / temperature, dim=-1)
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1).mean(dim=-1)
+
+
+def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_temperature_squared: bool = False) -> Tensor:
+    r"""Collaborative distillation between all members, Eqs. 16-18, in time linear in n.
+
+    With z_x the softmax at temperature tau, ``S = sum_x z_x`` and ``L = sum_y log z_y``:
+    ``sum_{x != y} KL(z_x || z_y) = n * sum_x z_x . log z_x - S . L``. Teachers are cut off from the gradient.
+
+    Differs from the authors' code, which halves the sum. There is no factor tau^2 as in Hinton et al. (2015), unless asked.
+
+    Args:
+        logits: (n, t, v) scores of every item at every target position.
+        temperature: tau of Eq. 16.
+        scale_by_temperature_squared: multiply by tau^2.
+
+    Returns:
+        () sum over ordered pairs, mean over target positions; exactly 0 at n = 1.
+
+    Examples:
+        >>> knowledge_distillation(torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]), temperature=0.3).item()
+        0.0
+    """
+    n = logits.shape[0]
+    if n == 1:
+        return logits.new_zeros(())
+    log_z = F.log_softmax(logits / temperature, dim=-1)
+    fixed = log_z.detach()
+    z = fixed.exp()
+    # Written around the members' mean log-probability, which loses no digits when members agree:
+    # n sum_x z_x.log z_x - S.L = n sum_x z_x . (log z_x - L / n).
+    consensus = log_z.mean(dim=0)
+    value = n * einsum(z, fixed - consensus, "n t v, n t v -> t").mean()
+    return value * temperature**2 if scale_by_temperature_squared else value
+
+
+def pool_sequence(hidden: Tensor, real: Tensor, *, pool: Pool = "flatten") -> Tensor:
+    r"""H(s), one vector a sequence, from the hidden states at its positions (Eqs. 8 and 12).
+
+    Args:
+        hidden: (..., b, l, d) hidden states.
+        real: (b, l) bool, False at padding.
+        pool: "flatten" keeps every position (l * d features, padding set to zero), as in the paper; "mean" over the
+            real positions; "last" is the newest position.
+
+    Returns:
+        (..., b, e), e = l * d or d.
+
+    Examples:
+        >>> hidden = torch.tensor([[[9.0], [1.0], [3.0]]])
+        >>> real = torch.tensor([[False, True, True]])
+        >>> [pool_sequence(hidden, real, pool=p).tolist() for p in ("flatten", "mean", "last")]
+        [[[0.0, 1.0, 3.0]], [[2.0]], [[3.0]]]
+    """
+    if pool == "last":
+        return hidden[..., -1, :]
+    masked = hidden * real[..., None].to(hidden.dtype)
+    if pool == "flatten":
+        return rearrange(masked, "... l d -> ... (l d)")
+    if pool == "mean":
+        return masked.sum(dim=-2) / real.sum(dim=-1, keepdim=True).to(hidden.dtype)
+    raise EnsembleKDError("pool", "'flatten', 'mean' or 'last'", repr(pool), "Choose one of these.")
+
+
+class Contrast(NamedTuple):
+    """The two contrastive losses, which share one cosine matrix."""
+
+    icl: Tensor
+    ccl: Tensor
+
+
+def contrast(
+    anchors: Tensor,
+    views: Tensor,
+    *,
+    temperature: float,
+    variant: Variant = "paper",
+) -> Contrast:
+    r"""Intra- and cross-network contrastive learning, Eqs. 12-15, from one (n b) x (n b) cosine matrix.
+
+    For every ordered pair (x, y), with g the cosine, a_u^x = H^x(s_u), and p_u^{y,m} = H^y(s_u^m):
+    ``L^{x,y} = -sum_m log( exp(g(a_u^x, p_u^{y,m}) / tau) / sum_{k != u} exp(g(a_u^x, a_k^y) / tau) )``,
+    a mean over users u. ICL sums the pairs x = y, CCL the ordered pairs x != y.
+
+    As in the paper the positive is not in the denominator, so a loss may be negative. ``variant="reference_code"`` is
+    the authors' public formula: logsumexp over the views instead of a sum of logs, and an exp(0) left in the
+    denominator for k = u.
+
+    Args:
+        anchors: (n, b, e) representations of the original sequences.
+        views: (n, m, b, e) representations of the augmented sequences.
+        temperature: tau.
+        variant: "paper" or "reference_code".
+
+    Returns:
+        ``Contrast(icl, ccl)``, two scalars; ccl is exactly 0 at n = 1.
+
+    Raises:
+        EnsembleKDError: fewer than two sequences (there are no negatives), or an unknown variant.
+
+    Examples:
+        >>> anchors = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> icl, ccl = contrast(anchors, anchors[:, None], temperature=0.5)
+        >>> round(icl.item(), 6), ccl.item()
+        (-2.0, 0.0)
+    """
+    n, b, _ = anchors.shape
+    if b < 2:
+        raise EnsembleKDError(
+            "contrastive loss",
+            "at least 2 sequences in a batch",
+            f"{b}",
+            "There are no negatives otherwise: use a larger batch, or leave ICL and CCL out.",
+        )
+    anchors = F.normalize(anchors, dim=-1)
+    views = F.normalize(views, dim=-1)
+    flat = rearrange(anchors, "n b e -> (n b) e")
+    between = rearrange(flat @ flat.T, "(x u) (y k) -> x y u k", x=n, y=n) / temperature
+    positive = einsum(anchors, views, "x u e, y m u e -> x y m u") / temperature
+    itself = torch.eye(b, dtype=torch.bool, device=anchors.device)
+    if variant == "paper":
+        negatives = between.masked_fill(itself, -torch.inf).logsumexp(dim=-1)
+        per_user = (negatives[:, :, None] - positive).sum(dim=2)
+    elif variant == "reference_code":
+        negatives = between.masked_fill(itself, 0.0).logsumexp(dim=-1)
+        per_user = negatives - positive.logsumexp(dim=2)
+    else:
+        raise EnsembleKDError("variant", "'paper' or 'reference_code'", repr(variant), "Choose one of these.")
+    pairs = per_user.mean(dim=-1)
+    icl = pairs.diagonal().sum()
+    # A masked sum rather than total - icl, so that ccl is exactly 0 for one member and loses no digits otherwise.
+    ccl = pairs.masked_fill(torch.eye(n, dtype=torch.bool, device=pairs.device), 0.0).sum()
+    return Contrast(icl, ccl)
+
+
+def attribute_cross_entropy(logits: Tensor, attributes: Tensor, real: Tensor) -> Tensor:
+    r"""Binary cross-entropy of the attribute predictions, Eqs. 9-11: a mean over real positions and attributes.
+
+    Written as ``sum_a softplus(x_a) - sum_{a in alpha_t} x_a``, so that no (positions, a) table of targets is made.
+
+    Args:
+        logits: (n, t, a) scores before the sigmoid.
+        attributes: (t, k) int64 the classes in [0, a) that the item at each position has, filled up with -1.
+        real: (t,) bool, False at padding, which never counts.
+
+    Returns:
+        (n,) one loss a member. Eq. 11 is their sum.
+
+    Examples:
+        >>> attributes = torch.tensor([[2, -1], [0, 3]])
+        >>> attribute_cross_entropy(torch.zeros(1, 2, 4), attributes, torch.tensor([True, True])).exp()
+        tensor([2.0000])
+    """
+    a = logits.shape[-1]
+    n, t, k = logits.shape[0], *attributes.shape
+    has = (attributes >= 0) & real[:, None]
+    index = attributes.clamp(min=0).expand(n, t, k)
+    positive = logits.gather(2, index).masked_fill(~has, 0.0).sum(dim=(1, 2))
+    every = F.softplus(logits).sum(dim=-1).masked_fill(~real, 0.0).sum(dim=1)
+    return (every - positive) / (real.sum() * a)

@@ -1,0 +1,203 @@
+"""The auxiliary losses of EMKD as values: small, frozen, and an algebra.
+
+``AP() + 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3))`` is an object that says what to compute. A loss declares
+what it needs (``needs``), so that a training step computes only that. The maths is in ``functional`` and ``fused``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args
+
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.functional import Pool, Variant
+
+Need = Literal["anchor", "views", "logits", "attributes"]
+LossName = Literal["ap", "icl", "ccl", "kd"]
+
+
+def _check_number(where: str, value: object, *, low: float, inclusive: bool) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or not (value > low or (inclusive and value == low)):  # type: ignore[operator]
+        sign = ">=" if inclusive else ">"
+        raise EnsembleKDError(where, f"a finite number {sign} {low:g}", repr(value), "Pass such a number.")
+
+
+def _check_choice(where: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise EnsembleKDError(where, " or ".join(map(repr, choices)), repr(value), "Choose one of these.")
+
+
+class Loss:
+    """What every loss can do: be added, be scaled by a number >= 0, list its weighted terms."""
+
+    def weighted(self) -> tuple[tuple[float, Term], ...]:
+        """The terms with their weights, equal terms merged, in the order in which they were written."""
+        raise NotImplementedError
+
+    def __add__(self, other: object) -> Loss:
+        if isinstance(other, int | float) and other == 0:  # sum([...]) starts from 0
+            return self
+        if not isinstance(other, Loss):
+            return NotImplemented
+        merged: dict[Term, float] = {}
+        for weight, term in self.weighted() + other.weighted():
+            merged[term] = merged.get(term, 0.0) + weight
+        return LossSum(tuple((weight, term) for term, weight in merged.items()))
+
+    __radd__ = __add__
+
+    def __mul__(self, weight: object) -> Loss:
+        if not isinstance(weight, int | float):
+            return NotImplemented
+        _check_number("weight of a loss", weight, low=0.0, inclusive=True)
+        return LossSum(tuple((weight * own, term) for own, term in self.weighted()))
+
+    __rmul__ = __mul__
+
+
+class Term(Loss):
+    """One loss term of the paper."""
+
+    name: ClassVar[LossName]
+    needs: ClassVar[frozenset[Need]]
+
+    def weighted(self) -> tuple[tuple[float, Term], ...]:
+        return ((1.0, self),)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default or f.name == "temperature"
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class LossSum(Loss):
+    """A weighted sum of terms; made by ``+`` and ``*``, not by hand."""
+
+    terms: tuple[tuple[float, Term], ...]
+
+    def weighted(self) -> tuple[tuple[float, Term], ...]:
+        return self.terms
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(term) if weight == 1 else f"{weight!r} * {term!r}" for weight, term in self.terms) or "0"
+
+
+@dataclass(frozen=True, repr=False)
+class AP(Term):
+    """Attribute prediction, Eqs. 9-11. Needs ``item_attributes``.
+
+    Differs from the authors' code, which uses the masked positions of the last view only.
+
+    Examples:
+        >>> AP() + 0.5 * KD(temperature=2.0)
+        AP() + 0.5 * KD(temperature=2.0)
+    """
+
+    name: ClassVar[LossName] = "ap"
+    needs: ClassVar[frozenset[Need]] = frozenset({"anchor", "attributes"})
+
+
+@dataclass(frozen=True, repr=False)
+class _Contrastive(Term):
+    temperature: float = 0.3
+    pool: Pool = "flatten"
+    variant: Variant = "paper"
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"anchor", "views"})
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        _check_number(f"{where}: temperature", self.temperature, low=0.0, inclusive=False)
+        _check_choice(f"{where}: pool", self.pool, get_args(Pool))
+        _check_choice(f"{where}: variant", self.variant, get_args(Variant))
+
+
+@dataclass(frozen=True, repr=False)
+class ICL(_Contrastive):
+    """Intra-network contrastive learning, Eqs. 12-13: a member's views against the other sequences of the batch.
+
+    Args:
+        temperature: tau, > 0.
+        pool: H(s) as the whole sequence ("flatten", the paper), its "mean" or its "last" position.
+        variant: "paper", or "reference_code" for the formula of the authors' public code.
+
+    Examples:
+        >>> sum([ICL(temperature=0.5), ICL(temperature=0.5)])
+        2.0 * ICL(temperature=0.5)
+    """
+
+    name: ClassVar[LossName] = "icl"
+
+
+@dataclass(frozen=True, repr=False)
+class CCL(_Contrastive):
+    """Cross-network contrastive learning, Eqs. 14-15: member x's anchors against member y's views. Arguments as ICL.
+
+    Examples:
+        >>> 0.1 * (ICL() + CCL(pool="mean"))
+        0.1 * ICL(temperature=0.3) + 0.1 * CCL(temperature=0.3, pool='mean')
+    """
+
+    name: ClassVar[LossName] = "ccl"
+
+
+@dataclass(frozen=True, repr=False)
+class KD(Term):
+    """Knowledge distillation between members' item predictions, Eqs. 16-18, with teachers cut off from the gradient.
+
+    Args:
+        temperature: tau of Eq. 16, > 0.
+        scale_by_temperature_squared: multiply by tau^2, as Hinton et al. (2015) do and the paper does not.
+
+    Examples:
+        >>> KD(temperature=0)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: KD: temperature: expected a finite number > 0, got 0. Pass such a number.
+    """
+
+    temperature: float = 0.3
+    scale_by_temperature_squared: bool = False
+
+    name: ClassVar[LossName] = "kd"
+    needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
+
+    def __post_init__(self) -> None:
+        _check_number("KD: temperature", self.temperature, low=0.0, inclusive=False)
+
+
+def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
+    """The terms of a sum that count, by name; terms of weight 0 are left out, since they need not be computed.
+
+    Raises:
+        EnsembleKDError: not a loss, or two terms of one name with different settings.
+
+    Examples:
+        >>> terms_by_name(0.1 * ICL() + 0 * KD())
+        {'icl': (0.1, ICL(temperature=0.3))}
+    """
+    if isinstance(losses, int) and losses == 0:
+        return {}
+    if not isinstance(losses, Loss):
+        raise EnsembleKDError(
+            "losses", "a sum of ICL, CCL, KD, AP, or 0 for none", repr(losses), "See ensemble_kd.losses."
+        )
+    named: dict[LossName, tuple[float, Term]] = {}
+    for weight, term in losses.weighted():
+        if weight == 0:
+            continue
+        if term.name in named:
+            raise EnsembleKDError(
+                "losses",
+                f"one {type(term).__name__} term",
+                f"{named[term.name][1]!r} and {term!r}",
+                "Give both the same settings, or leave one out.",
+            )
+        named[term.name] = (weight, term)
+    return named
