@@ -1,0 +1,187 @@
+"""BERT4Rec, and the parts that the encoders of this folder share: their frame and one attention block."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ensemble_kd.errors import EnsembleKDError
+
+# Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
+# so that a row with nothing to attend to gives a mean instead of a NaN.
+HIDDEN_KEY = -30000.0
+
+
+class SequenceEncoder(nn.Module):
+    """What the encoders here have in common: checked arguments, the item embedding, checked input.
+
+    Args:
+        num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
+        d_model: d, the width of embedding and output.
+        max_len: the longest l.
+        dropout: probability of dropping a feature, in [0, 1).
+        positive: further arguments of the subclass that have to be 1 or more, for the check.
+
+    Raises:
+        EnsembleKDError: an argument is out of its range.
+    """
+
+    causal: ClassVar[bool]
+
+    def __init__(self, num_items: int, d_model: int, max_len: int, dropout: float, **positive: int) -> None:
+        super().__init__()
+        where = type(self).__name__
+        for name, value in {"num_items": num_items, "d_model": d_model, "max_len": max_len, **positive}.items():
+            if not isinstance(value, int) or value < 1:
+                raise EnsembleKDError(where, f"{name} to be a whole number of 1 or more", repr(value), "Correct it.")
+        if not 0 <= dropout < 1:
+            raise EnsembleKDError(where, "0 <= dropout < 1", repr(dropout), "Pass 0.0 to switch dropout off.")
+        self.num_items, self.d_model, self.max_len, self.dropout = num_items, d_model, max_len, float(dropout)
+        self.item_embedding = nn.Embedding(num_items + 2, d_model, padding_idx=0)
+
+    def check(self, item_ids: Tensor) -> None:
+        """Raise EnsembleKDError unless ``item_ids`` is (b, l) of integers with 1 <= l <= max_len."""
+        where = type(self).__name__
+        if item_ids.dim() != 2 or item_ids.is_floating_point():
+            got = f"{tuple(item_ids.shape)} {item_ids.dtype}"
+            raise EnsembleKDError(where, "item_ids (b, l) of integers", got, "Pad sequences with 0 on the left.")
+        if not 1 <= item_ids.shape[1] <= self.max_len:
+            fix = "Keep the newest items, item_ids[:, -max_len:], or build the encoder with a larger max_len."
+            raise EnsembleKDError(where, f"1 <= l <= max_len = {self.max_len}", f"l = {item_ids.shape[1]}", fix)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout in training; x itself, without a copy, otherwise."""
+        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention softmax(Q Kᵀ / √(d/h) + mask) V, projected (BERT4Rec Eqs. 1 and 2, SASRec Eq. 2).
+
+    Args:
+        d_model: d.
+        num_heads: h, a divisor of d.
+        dropout: probability of dropping an attention weight.
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            got = f"d_model = {d_model}, num_heads = {num_heads}"
+            raise EnsembleKDError("SelfAttention", "d_model to be a multiple of num_heads", got, "Change one of them.")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (b, l, d) and an additive mask that broadcasts to (b, h, l, l) -> (b, l, d)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype), dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One bidirectional Transformer layer: attention and a GELU feed-forward net, each in a residual (Eqs. 3 to 5)."""
+
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.attention = SelfAttention(d_model, num_heads, dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.wide, self.narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.dropout, self.norm_first = dropout, norm_first
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d)."""
+        if self.norm_first:
+            x = x + self._drop(self.attention(self.norm1(x), mask))
+            return x + self._drop(self.narrow(F.gelu(self.wide(self.norm2(x)))))
+        x = self.norm1(x + self._drop(self.attention(x, mask)))
+        return self.norm2(x + self._drop(self.narrow(F.gelu(self.wide(x)))))  # type: ignore[no-any-return]
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+
+
+class BERT4Rec(SequenceEncoder):
+    """Bidirectional Transformer over items, Sun et al., CIKM 2019: h⁰ = v + p, hˡ = Trm(hˡ⁻¹) (Sec. 3.2 to 3.5).
+
+    Where we differ: positions are counted from the newest item, so that left padding changes nothing; padding is no
+    attention key; logits are made outside the encoder, so that ``output_head`` is Sec. 3.6 (Eq. 7) up to its product
+    with the item embedding. As in the authors' code, the embedding is normalised in the post-norm form.
+
+    Args:
+        num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
+        d_model: d, the width of embedding and output.
+        num_layers: number of Transformer layers.
+        num_heads: attention heads, a divisor of ``d_model``.
+        max_len: the longest l.
+        dropout: on the embedding, the attention weights and each sublayer's output (Sec. 3.4).
+        d_ff: width of the feed-forward net; ``4 * d_model``, as in the paper, where None.
+        norm_first: normalise a sublayer's input (the code of EMKD) instead of its output (the paper, Eq. 3).
+        output_head: end with LayerNorm(GELU(h W + b)), as the paper's code does before the item classifier.
+        init_std: of the normal that weights are drawn from, truncated at two standard deviations (Sec. 4.3).
+
+    Shapes:
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+
+    Raises:
+        EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
+
+    Examples:
+        >>> encoder = BERT4Rec(num_items=9, d_model=8, max_len=5)
+        >>> encoder(torch.tensor([[0, 0, 3, 10]])).shape
+        torch.Size([1, 4, 8])
+    """
+
+    causal: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        max_len: int = 50,
+        dropout: float = 0.2,
+        d_ff: int | None = None,
+        norm_first: bool = False,
+        output_head: bool = False,
+        init_std: float = 0.02,
+    ) -> None:
+        d_ff = 4 * d_model if d_ff is None else d_ff
+        super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
+        if not init_std > 0:
+            raise EnsembleKDError("BERT4Rec", "init_std > 0", repr(init_std), "0.02 is the paper's.")
+        self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
+        self.blocks = nn.ModuleList(
+            Block(d_model, num_heads, d_ff, self.dropout, norm_first) for _ in range(num_layers)
+        )
+        # One LayerNorm is due outside the blocks in either form: after the embedding, or after the last residual.
+        self.norm, self.norm_first = nn.LayerNorm(d_model), norm_first
+        self.head = (
+            nn.Sequential(nn.Linear(d_model, d_model), nn.GELU(), nn.LayerNorm(d_model)) if output_head else None
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.position_embedding, std=init_std, a=-2 * init_std, b=2 * init_std)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+        self.check(item_ids)
+        # The last row is the newest position's, whatever l is.
+        x = self.item_embedding(item_ids) + self.position_embedding[-item_ids.shape[1] :]
+        x = self.drop(x if self.norm_first else self.norm(x))
+        mask = (item_ids == 0)[:, None, None, :].to(x.dtype) * HIDDEN_KEY
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x) if self.norm_first else x
+        return x if self.head is None else self.head(x)  # type: ignore[no-any-return]
