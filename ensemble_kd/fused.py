@@ -10,9 +10,13 @@ losses final and its gradients known at once. Two facts make that cheap (DESIGN:
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,6 +24,7 @@ from .errors import EnsembleKDError
 
 _WHERE = "item_losses"
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
+_COMPILE_FROM = 1 << 22  # elements of all logits of a call: below, a training run hardly earns the compilation back
 _CHUNK_BYTES = 1 << 20  # of one float32 scratch plane in eager mode: small enough to stay in cache between two kernels
 
 
@@ -162,6 +167,52 @@ def _check(
             raise EnsembleKDError(_WHERE, f"targets in [0, {v})", got, "Item i of 1..v is class i - 1.")
 
 
+_TileFn = Callable[[Tensor, Tensor | None, Tensor, Tensor, float, bool, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
+_status = "not tried"
+
+
+def compile_status() -> str:
+    """Say whether the compiled tiles are in use: "not tried", "compiled", or "eager: " and the reason.
+
+    Examples:
+        >>> compile_status().startswith(("not tried", "compiled", "eager"))
+        True
+    """
+    return _status
+
+
+def _tile_function(plan: _Plan, size: int, key: tuple[object, ...]) -> _TileFn:
+    """The eager tile, or its compiled form where that is wanted and works."""
+    if plan.compiled is False or (plan.compiled is None and (size < _COMPILE_FROM or _status.startswith("eager"))):
+        return _tile
+    compiled = _compiled_tile(*key, plan.temperature, plan.with_kd, plan.with_grad)
+
+    def tile(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        global _status
+        torch._dynamo.maybe_mark_dynamic(args[0], 1)
+        torch._dynamo.maybe_mark_dynamic(args[2], 0)
+        try:
+            result = compiled(*args)
+        except Exception as error:
+            if plan.compiled:
+                raise
+            _status = f"eager: {type(error).__name__}: {error}"
+            return _tile(*args)
+        _status = "compiled"
+        return result
+
+    return tile
+
+
+@functools.cache
+def _compiled_tile(*key: object) -> _TileFn:
+    """One compilation for each key: torch gives up on a function that it had to compile more than a few times."""
+    clone = FunctionType(_tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}"), _tile.__globals__)
+    # Everything inlined: recomputing an exponential costs less than a plane of memory.
+    limits = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
+    return torch.compile(clone, dynamic=False, options=dict.fromkeys(limits, 1 << 20))
+
+
 class _Losses(torch.autograd.Function):
     """The losses, with gradients computed on the way forward."""
 
@@ -230,9 +281,11 @@ def _walk(
     rows = plan.tile_rows or _TILE_BYTES.get(device.type, 64 << 20) // (n * v * inputs.element_size())
     rows = max(1, min(t, rows))
     rows = -(-t // -(-t // rows))  # as many tiles, of even height
-    chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" else rows
-    tile = torch.empty(n, rows, v, dtype=product, device=device)
-    scratch = torch.empty(3 * n + 1, chunk, v, dtype=dtype, device=device)
+    function = _tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type))
+    # Eager mode passes over its planes many times: a chunk of rows at a time they stay in the cache.
+    chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" and function is _tile else rows
+    tile = torch.empty(n * rows * v, dtype=product, device=device)
+    weights = torch.tensor([plan.ce_weight, plan.kd_weight / plan.temperature], dtype=dtype, device=device)
     losses = torch.empty(n, t, dtype=dtype, device=device)
     kd_rows = torch.zeros(t, dtype=dtype, device=device)
     d_hidden = torch.empty(n, t, d, dtype=product, device=device) if needs[0] else None
@@ -242,23 +295,20 @@ def _walk(
 
     for start in range(0, t, rows):
         stop = min(start + rows, t)
-        logits = tile[:, : stop - start]
+        logits = tile[: n * (stop - start) * v].view(n, stop - start, v)
         for i in range(n):
             torch.mm(inputs[i, start:stop], classifier[i].t(), out=logits[i])
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
-            ce, kd = _tile(
+            losses[:, low:high], kd_rows[low:high] = _run_tile(
                 logits[:, low - start : high - start],
                 offsets,
                 targets[low:high],
                 counts[low:high] * gain,
+                weights,
                 plan,
-                with_grad,
-                scratch[:, : high - low],
+                function,
             )
-            losses[:, low:high] = ce
-            if kd is not None:
-                kd_rows[low:high] = kd
         for i in range(n):
             if d_hidden is not None:
                 torch.mm(logits[i], classifier[i], out=d_hidden[i, start:stop])
@@ -287,47 +337,70 @@ def _cast(grad: Tensor | None, like: Tensor | None, gain: float) -> Tensor | Non
 def _tile(
     logits: Tensor,
     bias: Tensor | None,
-    targets: Tensor,
     counts: Tensor,
-    plan: _Plan,
+    weights: Tensor,
+    temperature: float,
+    with_kd: bool,
     with_grad: bool,
-    scratch: Tensor,
-) -> tuple[Tensor, Tensor | None]:
-    """Losses of a tile (n, rows) and (rows,); `logits` (n, rows, v) become their own gradients, in place."""
-    n = len(logits)
-    shifted, exps, tempered, total = scratch[:n], scratch[n : 2 * n], scratch[2 * n : 3 * n], scratch[3 * n]
-    ce: list[Tensor] = []
-    ce_scales: list[Tensor] = []
-    at_target: list[Tensor] = []
-    index = targets[:, None]
-    sums: list[Tensor] = []
-    for i in range(n):
-        x = shifted[i].copy_(logits[i])
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maxima, normalisers at temperatures 1 and τ (n, rows, 1), and KD (rows,) of the tile `logits` (n, rows, v).
+
+    With `with_grad` the logits become their own gradients in place, all but the "− 1" at the target. Members are walked
+    one by one: so a compiler sees elementwise loops over (rows, v), and eager planes stay in the cache.
+    """
+    members = range(len(logits))
+    shifted, maxima, exps, sums, tempered, tempered_sums = [], [], [], [], [], []
+    for i in members:
+        x = logits[i].to(counts.dtype, copy=True)
         if bias is not None:
             x += bias[i]
-        x -= x.amax(1, keepdim=True)
-        torch.exp(x, out=exps[i])
+        maxima.append(x.amax(1, keepdim=True))
+        x -= maxima[i]
+        exps.append(x.exp())
         sums.append(exps[i].sum(1, keepdim=True))
-        picked = x.gather(1, index)
-        ce.append((sums[i].log() - picked)[:, 0])
-        at_target.append(picked)
-        ce_scales.append(plan.ce_weight * counts[:, None] / sums[i])
-    kd = None
-    if plan.with_kd:
-        for i in range(n):
-            torch.mul(shifted[i], 1 / plan.temperature, out=tempered[i]).exp_()
-            tempered[i] *= n / tempered[i].sum(1, keepdim=True)  # N z
-        torch.mean(tempered, 0, out=total)  # S
-        kd = torch.zeros_like(counts)
-        for i in range(n):
-            g = tempered[i].sub_(total)
-            kd += torch.linalg.vecdot(g, shifted[i])
-        kd /= plan.temperature
+        shifted.append(x)
+    kd = torch.zeros_like(counts)
+    if with_kd:
+        for i in members:
+            tempered.append((shifted[i] * (1 / temperature)).exp_())
+            tempered_sums.append(tempered[i].sum(1, keepdim=True))
+            tempered[i] *= tempered_sums[i].reciprocal()  # z
+        total = tempered[0] + tempered[1]
+        for i in members[2:]:
+            total += tempered[i]
+        for i in members:
+            tempered[i] *= len(logits)
+            tempered[i] -= total  # G
+            shifted[i] *= tempered[i]
+            kd += shifted[i].sum(1)
+        kd /= temperature
     if with_grad:
-        for i in range(n):
-            d = exps[i].mul_(ce_scales[i])
-            d.scatter_add_(1, index, -plan.ce_weight * counts[:, None])
-            if plan.kd_weight:
-                d.addcmul_(tempered[i], (plan.kd_weight / plan.temperature) * counts[:, None])
-            logits[i].copy_(d)
-    return torch.stack(ce), kd
+        for i in members:
+            grad = exps[i]
+            grad *= weights[0] * counts[:, None] / sums[i]
+            if with_kd:
+                grad += tempered[i].mul_(weights[1] * counts[:, None])
+            logits[i].copy_(grad)
+    return torch.stack(maxima), torch.stack(sums), torch.stack(tempered_sums or sums), kd
+
+
+def _run_tile(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, counts: Tensor, weights: Tensor, plan: _Plan, tile: _TileFn
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (n, rows) and KD (rows,) of a tile; its logits become their gradients in place."""
+    index = targets.expand(len(logits), -1)[..., None]
+    picked = logits.gather(2, index).to(counts.dtype)
+    if bias is not None:
+        picked += bias.gather(1, index[..., 0])[..., None]
+    maxima, sums, tempered_sums, kd = tile(
+        logits, bias, counts, weights, plan.temperature, plan.with_kd, plan.with_grad
+    )
+    picked -= maxima
+    if plan.with_grad:
+        # The gradient at the target anew, with its − 1: taken from a float32 value, it is rounded only once.
+        grad = weights[0] * counts[:, None] * (picked.exp() / sums - 1)
+        if plan.with_kd:
+            z = (picked / plan.temperature).exp() / tempered_sums
+            grad += weights[1] * counts[:, None] * (len(logits) * z - z.sum(0))
+        logits.scatter_(2, index, grad.to(logits.dtype))
+    return (sums.log() - picked)[..., 0], kd
