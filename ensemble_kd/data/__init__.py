@@ -1,0 +1,22 @@
+"""Sequences of users' items: readers, leave-one-out, training windows, batches, and a synthetic default."""
+
+from ensemble_kd.data.amazon import read_amazon
+from ensemble_kd.data.attributes import ItemAttributes
+from ensemble_kd.data.batching import BatchPlan
+from ensemble_kd.data.catalogue import synthetic
+from ensemble_kd.data.movielens import read_movielens
+from ensemble_kd.data.recbole import read_recbole
+from ensemble_kd.data.sequences import SequenceData, Split
+from ensemble_kd.data.text import read_text
+
+__all__ = [
+    "BatchPlan",
+    "ItemAttributes",
+    "SequenceData",
+    "Split",
+    "read_amazon",
+    "read_movielens",
+    "read_recbole",
+    "read_text",
+    "synthetic",
+]

@@ -1,0 +1,105 @@
+"""Which windows make up which batch of an epoch: a pure function of a seed and the epoch's number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ensemble_kd.errors import EnsembleKDError
+
+CHUNK = 50  # batches whose windows are sorted by length together
+
+
+class BatchPlan:
+    """The batches of one epoch, trimmed of the columns that are padding throughout.
+
+    ``plan[i]`` is batch i, so an interrupted epoch goes on where it stopped: ``plan.batches(start=i)``. The same
+    (windows, batch_size, seed, epoch, bucket) give the same plan in any process. Every window is in exactly one batch.
+    A last batch of one window joins the batch before it, since contrastive losses need two. The windows may live on
+    an accelerator: their lengths are read once, here, and no batch waits for the device.
+
+    Args:
+        windows: (w, l) int64, left-padded with 0.
+        batch_size: windows in a batch.
+        seed: non-negative.
+        epoch: non-negative.
+        bucket: True: windows of similar length share a batch, so that little padding is computed. The windows are
+            shuffled, sorted by length within chunks of 50 batches, and the batches shuffled. False: shuffled only.
+
+    Raises:
+        EnsembleKDError: for windows that are not (w, l) int64 with w, l >= 1, or a number out of range.
+
+    Examples:
+        >>> windows = torch.tensor([[0, 0, 1], [0, 2, 3], [4, 5, 6], [0, 0, 7]])
+        >>> plan = BatchPlan(windows, batch_size=2, seed=0, epoch=0)
+        >>> len(plan), sorted(tuple(batch.shape) for batch in plan)
+        (2, [(2, 1), (2, 3)])
+    """
+
+    def __init__(self, windows: Tensor, batch_size: int, seed: int, epoch: int, bucket: bool = True) -> None:
+        where = "BatchPlan"
+        if windows.ndim != 2 or windows.dtype != torch.int64 or 0 in windows.shape:
+            got = f"{tuple(windows.shape)} {windows.dtype}"
+            raise EnsembleKDError(where, "windows (w, l) int64", got, "Pass SequenceData.train_windows(max_len).")
+        for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)):
+            if value < lowest:
+                raise EnsembleKDError(where, f"{name} >= {lowest}", value, "Pass a larger one.")
+        self.windows = windows
+        rows, width = windows.shape
+        oldest = (windows != 0).to(torch.uint8).argmax(dim=1)  # column of the first item of each window
+        lengths: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = (width - oldest).cpu().numpy()
+
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(rows)
+        if bucket:
+            for start in range(0, rows, CHUNK * batch_size):
+                chunk = order[start : start + CHUNK * batch_size]
+                order[start : start + CHUNK * batch_size] = chunk[np.argsort(lengths[chunk], kind="stable")]
+        bounds = [*range(0, rows, batch_size), rows]
+        if batch_size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+            del bounds[-2]
+        self._spans = list(itertools.pairwise(bounds))
+        if bucket:
+            self._spans = [self._spans[i] for i in rng.permutation(len(self._spans))]
+        self._widths = [int(lengths[order[start:stop]].max()) for start, stop in self._spans]
+        self._order = torch.from_numpy(order).to(windows.device)
+
+    def rows(self, index: int) -> Tensor:
+        """Which windows batch ``index`` is made of: (b,) int64 on the windows' device.
+
+        Raises:
+            IndexError: for a batch that the plan does not have.
+
+        Examples:
+            >>> BatchPlan(torch.tensor([[1], [2]]), 2, seed=0, epoch=0).rows(0).sort().values
+            tensor([0, 1])
+        """
+        start, stop = self._spans[index]
+        return self._order[start:stop]
+
+    def batches(self, start: int = 0) -> Iterator[Tensor]:
+        """The batches from number ``start`` on.
+
+        Examples:
+            >>> plan = BatchPlan(torch.tensor([[1], [2], [3], [4]]), 2, seed=0, epoch=0)
+            >>> [batch.shape for batch in plan.batches(start=1)]
+            [torch.Size([2, 1])]
+        """
+        return (self[index] for index in range(start, len(self)))
+
+    def __getitem__(self, index: int) -> Tensor:
+        rows = self.rows(index)
+        return self.windows[:, -self._widths[index] :].index_select(0, rows)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.batches()
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __repr__(self) -> str:
+        return f"BatchPlan(windows={tuple(self.windows.shape)}, batches={len(self)})"

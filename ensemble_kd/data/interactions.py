@@ -1,0 +1,128 @@
+"""From a table of raw interactions to sequences: duplicates, k-core, order and numbering (Sec. 4.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ensemble_kd.data.attributes import ItemAttributes
+from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
+from ensemble_kd.errors import EnsembleKDError
+
+if TYPE_CHECKING:
+    from polars import DataFrame
+
+
+def require_polars(where: str) -> Any:
+    """The polars module, or an error that says how to get it."""
+    try:
+        import polars
+    except ImportError as error:
+        fix = "Run: pip install 'ensemble_kd[data]'"
+        raise EnsembleKDError(where, "polars to read raw files", "no polars", fix) from error
+    return polars
+
+
+def read_fields(path: str | PathLike[str], separator: str, names: list[str], *, encoding: str, skip: int) -> DataFrame:
+    """Text columns of a file whose separator may be several characters long and whose fields are never quoted.
+
+    Args:
+        path: the file; empty lines are passed over.
+        separator: what stands between two fields.
+        names: the columns, in the file's order.
+        encoding: of the file.
+        skip: lines of the header.
+
+    Returns:
+        The columns as strings, and "line", counted from 1.
+
+    Raises:
+        EnsembleKDError: for a line of another number of fields.
+    """
+    pl = require_polars(str(path))
+    text = Path(path).read_bytes().decode(encoding, errors="replace").replace("\r\n", "\n")
+    lines = pl.DataFrame({"raw": text.split("\n")}, schema={"raw": pl.String}).with_row_index("line", offset=1)
+    lines = lines.slice(skip).filter(pl.col("raw") != "")
+    wrong = lines.filter(pl.col("raw").str.count_matches(separator, literal=True) != len(names) - 1)
+    if wrong.height:
+        number, raw = wrong["line"][0], wrong["raw"][0]
+        fields = raw.count(separator) + 1
+        fix = f"Fields are {', '.join(names)}, separated by {separator!r}."
+        raise EnsembleKDError(f"{path}:{number}", f"{len(names)} fields", f"{fields} in {raw[:60]!r}", fix)
+    split = pl.col("raw").str.split_exact(separator, len(names) - 1).struct.rename_fields(names)
+    table: DataFrame = lines.select("line", split.alias("fields")).unnest("fields")
+    return table
+
+
+def to_sequences(
+    table: DataFrame,
+    *,
+    source: str,
+    k_core: int,
+    attributes: Mapping[str, Iterable[str]] | None,
+) -> SequenceData:
+    """Order, deduplicate, filter and number the interactions.
+
+    Each user's interactions are ordered by time, equal times by their order in the file. Of the same user and item the
+    first is kept. Then users and items with fewer than ``k_core`` interactions go, again and again until none is left
+    to go (users need 3 at least). Users are numbered by first appearance in the file; items, and then attributes, by
+    first appearance in the sequences.
+
+    Args:
+        table: string columns "user", "item", "time", and "line", in the file's order. An empty time is an error.
+        source: the file's name, for error texts.
+        k_core: fewest interactions of a user and of an item; 1 keeps all items.
+        attributes: names of the attributes of each item; items unknown here are left out.
+
+    Returns:
+        The data, with the names of users and items.
+
+    Raises:
+        EnsembleKDError: for k_core < 1, a time that is no number, or when nothing is left.
+    """
+    pl = require_polars(source)
+    if k_core < 1:
+        raise EnsembleKDError(source, "k_core >= 1", k_core, "1 keeps everything.")
+    # Whole numbers stay exact; only a file with fractions is read as float64.
+    whole = table["time"].cast(pl.Int64, strict=False)
+    time = whole if whole.null_count() == 0 else table["time"].cast(pl.Float64, strict=False)
+    bad = table.filter(~time.is_finite().fill_null(False))
+    if bad.height:
+        fix = "Remove the line or correct it."
+        raise EnsembleKDError(f"{source}:{bad['line'][0]}", "a timestamp", repr(bad["time"][0]), fix)
+    table = table.with_columns(time.alias("time")).with_columns(pl.col("line").min().over("user").alias("rank"))
+    table = table.sort("rank", "time", "line").unique(["user", "item"], keep="first", maintain_order=True)
+    height = -1
+    while height != table.height:
+        height = table.height
+        table = table.filter(pl.len().over("user") >= max(k_core, MIN_ITEMS))
+        table = table.filter(pl.len().over("item") >= k_core)
+    if height == 0:
+        got = f"none with {k_core} interactions"
+        raise EnsembleKDError(source, "users and items that are left", got, "Lower k_core.")
+    users = table["user"].unique(maintain_order=True)
+    items = table["item"].unique(maintain_order=True)
+    numbers = table["item"].replace_strict(items, range(1, items.len() + 1), return_dtype=pl.Int64)
+    counts = table.group_by("user", maintain_order=True).len()["len"]
+    names = tuple(items.to_list())
+    return SequenceData(
+        torch.from_numpy(numbers.to_numpy().copy()),
+        torch.tensor([0, *counts.to_list()]).cumsum(0),
+        len(names),
+        None if attributes is None else _number(attributes, names),
+        item_names=names,
+        user_names=tuple(users.to_list()),
+    )
+
+
+def _number(attributes: Mapping[str, Iterable[str]], items: tuple[str, ...]) -> ItemAttributes:
+    ids: dict[str, int] = {}
+    rows = {
+        item: [ids.setdefault(attribute, len(ids) + 1) for attribute in attributes.get(name, ())]
+        for item, name in enumerate(items, start=1)
+    }
+    return ItemAttributes.from_dict(rows, len(items))

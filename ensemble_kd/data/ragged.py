@@ -1,0 +1,78 @@
+"""Rows of different lengths, kept flat: slices of them as left-padded rectangles, without a loop over rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_all_but(items: Tensor, offsets: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """Drop the ``last`` newest entries of each row; every row must have as many.
+
+    Args:
+        items: (total,) int64, row after row.
+        offsets: (rows + 1,) int64; row u is ``items[offsets[u]:offsets[u + 1]]``.
+        last: how many entries to drop at the end of each row.
+
+    Returns:
+        The shorter (items, offsets).
+
+    Examples:
+        >>> keep_all_but(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 2, 5]), 1)
+        (tensor([1, 3, 4]), tensor([0, 1, 3]))
+    """
+    keep = torch.ones_like(items, dtype=torch.bool)
+    for back in range(1, last + 1):
+        keep[offsets[1:] - back] = False
+    return items[keep], offsets - last * torch.arange(offsets.numel())
+
+
+def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """The entries ``items[end - length : end]`` of each row, at the right of (rows, width), zeros on the left.
+
+    Args:
+        items: (total,) int64.
+        ends: (rows,) int64.
+        lengths: (rows,) int64, at most ``width``.
+        width: number of columns.
+
+    Returns:
+        (rows, width) int64.
+
+    Examples:
+        >>> left_padded(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 4]), torch.tensor([1, 2]), 3)
+        tensor([[0, 0, 1],
+                [0, 3, 4]])
+    """
+    # A sliding view of the flat items: entry `end` is the window of `width` items that ends there. No index matrix.
+    sliding = torch.nn.functional.pad(items, (width, 0)).unfold(0, width, 1)
+    return sliding[ends].masked_fill_(torch.arange(width) < (width - lengths).unsqueeze(1), 0)
+
+
+def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Tensor:
+    """Windows of ``width`` over each row, oldest first: from the newest one back by ``step``, and the oldest one.
+
+    A row of at most ``width`` entries is one window; an empty row gives none.
+
+    Args:
+        items: (total,) int64.
+        offsets: (rows + 1,) int64.
+        width: length of a window.
+        step: distance between the starts of neighbouring windows.
+
+    Returns:
+        (w, width) int64, left-padded with 0.
+
+    Examples:
+        >>> sliding_windows(torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 1, 6]), 3, 2).tolist()
+        [[0, 0, 1], [2, 3, 4], [4, 5, 6]]
+    """
+    starts, totals = offsets[:-1], offsets.diff()
+    starts, totals = starts[totals > 0], totals[totals > 0]
+    spare = (totals - width).clamp(min=0)
+    counts = -(-spare // step) + 1
+    row = torch.repeat_interleave(torch.arange(counts.numel()), counts)
+    back = counts.cumsum(0)[row] - 1 - torch.arange(row.numel())  # 0 for the newest window of its row
+    first = (spare[row] - back * step).clamp(min=0)
+    lengths = totals.clamp(max=width)[row]
+    return left_padded(items, starts[row] + first + lengths, lengths, width)

@@ -1,0 +1,253 @@
+"""Users' item sequences, their leave-one-out split and the tensors that training and evaluation read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ensemble_kd.data.attributes import ItemAttributes
+from ensemble_kd.data.ragged import keep_all_but, left_padded, sliding_windows
+from ensemble_kd.errors import EnsembleKDError
+
+Split: TypeAlias = Literal["train", "valid", "test"]
+MIN_ITEMS = 3  # one to train on, one to validate, one to test
+# How many of a user's newest items are still unknown when the target of a split is to be predicted.
+_UNKNOWN: dict[str, int] = {"train": 2, "valid": 2, "test": 1}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SequenceData:
+    """Every user's items, oldest first, kept flat, with the leave-one-out split of Sec. 4.1.2.
+
+    The last item of a user is the test target, the second-to-last the validation target, the rest trains.
+
+    Args:
+        items: (num_interactions,) int64 on the CPU, ids 1..num_items, user after user.
+        offsets: (num_users + 1,) int64; user u has ``items[offsets[u]:offsets[u + 1]]``, at least 3 of them.
+        num_items: v; ids that nobody interacted with are allowed.
+        item_attributes: which attributes each item has, or None.
+        item_names: the source's own ids, ``item_names[i - 1]`` for item i, or None.
+        user_names: the source's own ids, ``user_names[u]`` for user u, or None.
+
+    Raises:
+        EnsembleKDError: for tensors that are not such a list of sequences.
+
+    Examples:
+        >>> data = SequenceData.from_sequences([[1, 2, 3, 4, 5], [3, 1, 2]])
+        >>> data
+        SequenceData(num_users=2, num_items=5, num_interactions=8, num_attributes=0)
+        >>> data.target("test"), data.inputs("test", max_len=3).tolist()
+        (tensor([5, 2]), [[2, 3, 4], [0, 3, 1]])
+    """
+
+    items: Tensor
+    offsets: Tensor
+    num_items: int
+    item_attributes: ItemAttributes | None = None
+    item_names: tuple[str, ...] | None = None
+    user_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        where, items, offsets = "SequenceData", self.items, self.offsets
+        for name, tensor in {"items": items, "offsets": offsets}.items():
+            if tensor.ndim != 1 or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
+                got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                raise EnsembleKDError(where, f"flat int64 {name} on the CPU", got, "Move batches, not the data.")
+        if offsets.numel() < 2 or offsets[0] != 0 or offsets[-1] != items.numel():
+            expected = f"(num_users + 1,) offsets from 0 to {items.numel()} and at least one user"
+            raise EnsembleKDError(where, expected, offsets.tolist()[-3:], "Start with 0 and end with the total.")
+        if int(offsets.diff().min()) < MIN_ITEMS:
+            user = int(offsets.diff().argmin())
+            got = f"{int(offsets.diff()[user])} of user {user}"
+            raise EnsembleKDError(where, f"at least {MIN_ITEMS} items a user", got, "Leave such users out.")
+        low, high = torch.stack(items.aminmax()).tolist()
+        if low < 1 or high > self.num_items:
+            fix = "Item ids start at 1; 0 is padding."
+            raise EnsembleKDError(where, f"item ids in 1..{self.num_items}", f"{low}..{high}", fix)
+        counts = {
+            "item_attributes": (self.item_attributes, self.num_items),
+            "item_names": (self.item_names, self.num_items),
+            "user_names": (self.user_names, self.num_users),
+        }
+        for name, (held, wanted) in counts.items():
+            if held is not None and len(held) != wanted:
+                raise EnsembleKDError(where, f"{name} of length {wanted}", len(held), "Give one to each, or None.")
+
+    @classmethod
+    def from_sequences(
+        cls,
+        sequences: Iterable[Iterable[int]],
+        *,
+        num_items: int | None = None,
+        item_attributes: ItemAttributes | None = None,
+    ) -> SequenceData:
+        """From one iterable of item ids a user, oldest first.
+
+        Args:
+            sequences: at least 3 ids each, from 1.
+            num_items: the largest id where left out.
+            item_attributes: which attributes each item has.
+
+        Returns:
+            The data.
+
+        Raises:
+            EnsembleKDError: for no user, a user of fewer than 3 items, or ids out of range.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3]], num_items=9).num_items
+            9
+        """
+        rows = [torch.tensor(list(sequence), dtype=torch.int64) for sequence in sequences]
+        if not rows:
+            fix = "Pass one sequence for each user."
+            raise EnsembleKDError("SequenceData.from_sequences", "at least one sequence", "none", fix)
+        items = torch.cat(rows)
+        offsets = torch.tensor([0] + [row.numel() for row in rows]).cumsum(0)
+        largest = int(items.max()) if items.numel() else 0
+        return cls(items, offsets, largest if num_items is None else num_items, item_attributes)
+
+    @property
+    def num_users(self) -> int:
+        """The number of users."""
+        return self.offsets.numel() - 1
+
+    @property
+    def num_interactions(self) -> int:
+        """The number of items in all sequences together."""
+        return self.items.numel()
+
+    @property
+    def max_history(self) -> int:
+        """Length of the longest test history: ``inputs(split, max_history)`` cuts nothing off."""
+        return int(self.offsets.diff().max()) - 1
+
+    def history(self, split: Split) -> tuple[Tensor, Tensor]:
+        """What is known of each user before the split's target, oldest first; for "train" the training part.
+
+        Args:
+            split: "train" and "valid" leave out the last two items, "test" the last one.
+
+        Returns:
+            (items, offsets), int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
+
+        Raises:
+            EnsembleKDError: for any other split.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).history("test")
+            (tensor([1, 2, 3, 4, 5]), tensor([0, 3, 5]))
+        """
+        return keep_all_but(self.items, self.offsets, _unknown(split))
+
+    def target(self, split: Split) -> Tensor:
+        """The held-out item of each user, in the users' order.
+
+        Args:
+            split: "valid" (second-to-last item) or "test" (last item).
+
+        Returns:
+            (num_users,) int64.
+
+        Raises:
+            EnsembleKDError: for "train", which holds nothing out, and for any other split.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).target("valid")
+            tensor([3, 5])
+        """
+        if split == "train":
+            fix = "Training targets come from the windows, by the objective."
+            raise EnsembleKDError("SequenceData.target", "split 'valid' or 'test'", "'train'", fix)
+        return self.items[self.offsets[1:] - _unknown(split)]
+
+    def inputs(self, split: Split, max_len: int) -> Tensor:
+        """The newest ``max_len`` items of each user's history, in the users' order.
+
+        Args:
+            split: as in :meth:`history`.
+            max_len: l, the number of columns.
+
+        Returns:
+            (num_users, l) int64, left-padded with 0.
+
+        Raises:
+            EnsembleKDError: for any other split, or max_len < 1.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).inputs("valid", 2).tolist()
+            [[1, 2], [0, 4]]
+        """
+        _positive("SequenceData.inputs", "max_len", max_len)
+        unknown = _unknown(split)
+        lengths = (self.offsets.diff() - unknown).clamp(max=max_len)
+        return left_padded(self.items, self.offsets[1:] - unknown, lengths, max_len)
+
+    def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> Tensor:
+        """Sliding windows over the training part of each user, user after user, oldest window first.
+
+        A part of at most ``max_len`` items is one window. A longer one has the window that ends at its newest item,
+        those that start ``step``, 2 ``step``, … before it, and the one that starts at its oldest item, so that with
+        step <= max_len no item is lost. Every window of a longer part is full.
+
+        Args:
+            max_len: l, the length of a window (the authors: 15 on Beauty, 20 on Toys, 40 on ML-1M).
+            step: the distance between windows (the authors: 1, 1, 10).
+            min_len: users whose training part is shorter than this have no window.
+
+        Returns:
+            (w, l) int64, left-padded with 0.
+
+        Raises:
+            EnsembleKDError: for an argument below 1, or when no user is left.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3, 4, 5], [5, 6, 7]]).train_windows(2).tolist()
+            [[1, 2], [2, 3], [0, 5]]
+        """
+        where = "SequenceData.train_windows"
+        for name, value in {"max_len": max_len, "step": step, "min_len": min_len}.items():
+            _positive(where, name, value)
+        items, offsets = self.history("train")
+        lengths = offsets.diff()
+        long_enough = lengths >= min_len
+        if not long_enough.any():
+            got = f"at most {int(lengths.max())}"
+            raise EnsembleKDError(where, f"a user with {min_len} training items", got, "Lower min_len.")
+        items = items[torch.repeat_interleave(long_enough, lengths)]
+        offsets = torch.nn.functional.pad(lengths[long_enough].cumsum(0), (1, 0))
+        return sliding_windows(items, offsets, max_len, step)
+
+    def popularity(self) -> Tensor:
+        """How often each item occurs in the training part; as scores, the popularity baseline.
+
+        Returns:
+            (num_items + 1,) float32, index = item id, 0 for padding.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3, 4], [1, 5, 6]]).popularity().tolist()
+            [0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+        """
+        return torch.bincount(self.history("train")[0], minlength=self.num_items + 1).float()
+
+    def __repr__(self) -> str:
+        attributes = 0 if self.item_attributes is None else self.item_attributes.num_attributes
+        return (
+            f"SequenceData(num_users={self.num_users}, num_items={self.num_items}, "
+            f"num_interactions={self.num_interactions}, num_attributes={attributes})"
+        )
+
+
+def _unknown(split: str) -> int:
+    if split not in _UNKNOWN:
+        raise EnsembleKDError("SequenceData", "split 'train', 'valid' or 'test'", repr(split), "Name one of these.")
+    return _UNKNOWN[split]
+
+
+def _positive(where: str, name: str, value: int) -> None:
+    if value < 1:
+        raise EnsembleKDError(where, f"{name} >= 1", value, "Pass a positive number.")

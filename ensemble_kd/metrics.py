@@ -1,0 +1,165 @@
+"""Ranks over the whole item set, and the means HR@K, NDCG@K and MRR of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ensemble_kd.errors import EnsembleKDError
+
+CUTOFFS = (5, 10)
+
+
+def ranks(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
+    """The 0-based rank of each user's target among all items: how many others score at least as much.
+
+    Source: the full-ranking protocol of Sec. 4.1.2. A tie counts against the target, so a constant scorer gets the
+    worst rank; a score that is NaN, the target's or another's, also counts against it. Column 0 is padding and
+    never counts. Nothing is sorted and ``scores`` is not copied: excluded items are counted apart and subtracted.
+
+    Args:
+        scores: (..., b, v + 1) real numbers, column i for item i. Leading axes (members, say) are kept.
+        target: (b,) int64, item ids 1..v.
+        exclude: (b, k) int64 ids padded with 0, in any order, repeats allowed; these items do not compete. The target
+            always does, even where it is listed.
+
+    Returns:
+        (..., b) int64, from 0 (best) to v - 1.
+
+    Raises:
+        EnsembleKDError: for shapes that do not fit together, ids that are not int64 or are out of range.
+
+    Examples:
+        >>> scores = torch.tensor([[9.0, 0.3, 0.2, 0.4, 0.3]])
+        >>> ranks(scores, torch.tensor([1])), ranks(scores, torch.tensor([1]), torch.tensor([[0, 3]]))
+        (tensor([2]), tensor([1]))
+    """
+    _check(scores, target, exclude)
+    column = target.expand(scores.shape[:-1]).unsqueeze(-1)  # (..., b, 1)
+    mark = scores.gather(-1, column)
+    # Counting "not lower" rather than "higher or equal" is what makes a NaN count against the target.
+    rank = scores.shape[-1] - 1 - (scores < mark).sum(-1)
+    rank -= (~(scores[..., 0] < mark.squeeze(-1))).long()
+    if exclude is not None and exclude.shape[-1]:
+        ids = exclude.sort(dim=-1).values
+        counts = (ids != 0) & (ids != target.unsqueeze(-1))
+        counts[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+        ahead = ~(scores.gather(-1, ids.expand(*scores.shape[:-1], ids.shape[-1])) < mark)
+        rank -= (ahead & counts).sum(-1)
+    return rank
+
+
+def hit_rate(ranks: Tensor, k: int) -> Tensor:
+    """HR@K = mean of [rank < K] over the last axis (Sec. 4.1.2).
+
+    Args:
+        ranks: (..., b) int64, 0-based.
+        k: length of the list, at least 1.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        EnsembleKDError: when there is no rank, or k < 1.
+
+    Examples:
+        >>> hit_rate(torch.tensor([0, 4, 10]), 5).item()
+        0.6666666666666666
+    """
+    return _top(ranks, k, "hit_rate").double().mean(-1)
+
+
+def ndcg(ranks: Tensor, k: int) -> Tensor:
+    """NDCG@K with one relevant item = mean of [rank < K] / log2(rank + 2) over the last axis (Sec. 4.1.2).
+
+    Args:
+        ranks: (..., b) int64, 0-based.
+        k: length of the list, at least 1.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        EnsembleKDError: when there is no rank, or k < 1.
+
+    Examples:
+        >>> ndcg(torch.tensor([0, 2, 10]), 10).item()
+        0.5
+    """
+    top = _top(ranks, k, "ndcg")
+    return (top / torch.log2(ranks.double() + 2)).mean(-1)
+
+
+def mrr(ranks: Tensor) -> Tensor:
+    """MRR = mean of 1 / (rank + 1) over the last axis, with no cut-off.
+
+    Args:
+        ranks: (..., b) int64, 0-based.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        EnsembleKDError: when there is no rank.
+
+    Examples:
+        >>> mrr(torch.tensor([0, 1])).item()
+        0.75
+    """
+    _top(ranks, 1, "mrr")
+    return (1 / (ranks.double() + 1)).mean(-1)
+
+
+def metric_row(ranks: Tensor) -> dict[str, float]:
+    """Every metric that the paper reports, and MRR, as plain floats.
+
+    Args:
+        ranks: (b,) int64, 0-based.
+
+    Returns:
+        ``{"HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR"}``.
+
+    Raises:
+        EnsembleKDError: when ranks are not (b,) or there is none.
+
+    Examples:
+        >>> metric_row(torch.tensor([0, 6]))["HR@5"]
+        0.5
+    """
+    if ranks.ndim != 1:
+        raise EnsembleKDError(
+            "metric_row", "ranks of shape (b,)", tuple(ranks.shape), "Pass one member's ranks a call."
+        )
+    row = {f"HR@{k}": hit_rate(ranks, k).item() for k in CUTOFFS}
+    row |= {f"NDCG@{k}": ndcg(ranks, k).item() for k in CUTOFFS}
+    return row | {"MRR": mrr(ranks).item()}
+
+
+def _top(ranks: Tensor, k: int, where: str) -> Tensor:
+    if k < 1:
+        raise EnsembleKDError(where, "k >= 1", k, "Pass the length of the recommended list.")
+    if ranks.ndim == 0 or ranks.shape[-1] == 0:
+        raise EnsembleKDError(where, "ranks (..., b) with b >= 1", tuple(ranks.shape), "Evaluate at least one user.")
+    return ranks < k
+
+
+def _check(scores: Tensor, target: Tensor, exclude: Tensor | None) -> None:
+    if scores.ndim < 2 or scores.shape[-1] < 2:
+        got = tuple(scores.shape)
+        raise EnsembleKDError("ranks", "scores (..., b, v + 1) with v >= 1", got, "Column 0 stands for padding.")
+    b, v = scores.shape[-2], scores.shape[-1] - 1
+    if tuple(target.shape) != (b,):
+        got = tuple(target.shape)
+        raise EnsembleKDError("ranks", f"target of shape (b,) = ({b},)", got, "Pass one target item for each user.")
+    if exclude is not None and (exclude.ndim != 2 or exclude.shape[0] != b):
+        got = tuple(exclude.shape)
+        raise EnsembleKDError("ranks", f"exclude of shape (b, k) = ({b}, k)", got, "Pad each user's ids with 0.")
+    ids = {"target": (target, 1)} | ({} if exclude is None else {"exclude": (exclude, 0)})
+    for name, (tensor, lowest) in ids.items():
+        if tensor.dtype != torch.int64:
+            raise EnsembleKDError("ranks", f"{name} of dtype int64", tensor.dtype, "Item ids are int64.")
+        if tensor.numel():
+            low, high = torch.stack(tensor.aminmax()).tolist()
+            if low < lowest or high > v:
+                fix = "Scores need num_items + 1 columns, and ids lie within them."
+                raise EnsembleKDError("ranks", f"{name} ids in {lowest}..{v}", f"{low}..{high}", fix)
