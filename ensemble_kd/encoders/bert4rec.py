@@ -15,6 +15,36 @@ from ensemble_kd.errors import EnsembleKDError
 HIDDEN_KEY = -30000.0
 
 
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Zero features with probability p (to 1/65536) and scale the others so that the mean stays; x itself at p = 0.
+
+    ``F.dropout`` draws one number a feature, which on a CPU costs more than the attention does. Here one 64-bit draw
+    serves four features; forward and backward take half the time. Other devices have a fused kernel.
+
+    Args:
+        x: any shape.
+        p: in [0, 1).
+
+    Returns:
+        The shape of x. Under ``torch.vmap`` with ``randomness="different"`` each member draws its own.
+
+    Examples:
+        >>> dropout(torch.ones(2, 3), 0.0)
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+        >>> sorted(set(dropout(torch.ones(1000), 0.5).tolist()))
+        [0.0, 2.0]
+    """
+    dropped = round(p * 65536)
+    if not dropped:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,)).view(torch.int16)
+    keep = draws[: x.numel()].view(x.shape) >= dropped - 32768
+    return x * (keep.to(x.dtype) * (65536 / (65536 - dropped)))
+
+
 class SequenceEncoder(nn.Module):
     """What the encoders here have in common: checked arguments, the item embedding, checked input.
 
@@ -53,8 +83,8 @@ class SequenceEncoder(nn.Module):
             raise EnsembleKDError(where, f"1 <= l <= max_len = {self.max_len}", f"l = {item_ids.shape[1]}", fix)
 
     def drop(self, x: Tensor) -> Tensor:
-        """Dropout in training; x itself, without a copy, otherwise."""
-        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        """Dropout in training; x itself otherwise."""
+        return dropout(x, self.dropout if self.training else 0.0)
 
 
 class SelfAttention(nn.Module):
@@ -76,10 +106,17 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (b, l, d) and an additive mask that broadcasts to (b, h, l, l) -> (b, l, d)."""
+        """x (b, l, d) and an additive mask (b, 1, queries l or 1, keys l) -> (b, l, d)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype), dropout_p=dropout)
+        p = self.dropout if self.training else 0.0
+        if x.device.type != "cpu":
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype), dropout_p=p)
+        else:
+            # Faster than SDPA here, whose CPU kernel has neither dropout nor a batching rule for vmap. Keys stand on
+            # the second to last axis, because a softmax over a last axis shorter than a vector register is slow.
+            scores = torch.add(mask.transpose(-1, -2).to(q.dtype), k @ q.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
+            weights = dropout(scores.softmax(-2).to(v.dtype), p)
+            mixed = weights.transpose(-1, -2) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -102,7 +139,7 @@ class Block(nn.Module):
         return self.norm2(x + self._drop(self.narrow(F.gelu(self.wide(x)))))  # type: ignore[no-any-return]
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        return dropout(x, self.dropout if self.training else 0.0)
 
 
 class BERT4Rec(SequenceEncoder):
