@@ -86,6 +86,21 @@ class SequenceEncoder(nn.Module):
         """Dropout in training; x itself otherwise."""
         return dropout(x, self.dropout if self.training else 0.0)
 
+    def init_weights(self, std: float) -> None:
+        """Draw weights and plain parameters from N(0, std²) truncated at 2 std; biases and the padding row are zero."""
+        if not std > 0:
+            raise EnsembleKDError(type(self).__name__, "init_std > 0", repr(std), "0.02 is the papers' value.")
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias":
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention softmax(Q Kᵀ / √(d/h) + mask) V, projected (BERT4Rec Eqs. 1 and 2, SASRec Eq. 2).
@@ -191,8 +206,6 @@ class BERT4Rec(SequenceEncoder):
     ) -> None:
         d_ff = 4 * d_model if d_ff is None else d_ff
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
-        if not init_std > 0:
-            raise EnsembleKDError("BERT4Rec", "init_std > 0", repr(init_std), "0.02 is the paper's.")
         self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
         self.blocks = nn.ModuleList(
             Block(d_model, num_heads, d_ff, self.dropout, norm_first) for _ in range(num_layers)
@@ -202,14 +215,7 @@ class BERT4Rec(SequenceEncoder):
         self.head = (
             nn.Sequential(nn.Linear(d_model, d_model), nn.GELU(), nn.LayerNorm(d_model)) if output_head else None
         )
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.position_embedding, std=init_std, a=-2 * init_std, b=2 * init_std)
-        with torch.no_grad():
-            self.item_embedding.weight[0].zero_()
+        self.init_weights(init_std)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """item_ids (b, l) int64 -> hidden states (b, l, d)."""

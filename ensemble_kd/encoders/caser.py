@@ -1,0 +1,84 @@
+"""Caser: horizontal and vertical convolutions over the last items."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ensemble_kd.encoders.bert4rec import SequenceEncoder
+
+
+class Caser(SequenceEncoder):
+    """Convolutions over the ``window`` newest items, Tang and Wang, WSDM 2018 (Sec. 3), at every position in one call.
+
+    With E the (window, d) embeddings of the items up to position t: horizontal filters of every height h in
+    1..window slide over E and are max-pooled over time (Eqs. 4 to 6); vertical filters weight its rows (Eqs. 7 to 9); a
+    linear layer with ReLU joins both (Eq. 10). Missing items before the first are zero rows, as in the paper.
+
+    Where we differ: a horizontal filter is one causal convolution over the whole sequence, and its values are then
+    max-pooled over the window of each position, which gives what the paper computes position by position. The user's
+    embedding P_u (Eq. 11) is left out, since encoders here are given items alone. As in the authors' code, dropout
+    stands before the joining layer.
+
+    Args:
+        num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
+        d_model: d, the width of embedding and output.
+        window: L, the items that one position sees (the paper tunes 1 to 9).
+        horizontal: filters of each height (n / L in the paper's Eq. 6).
+        vertical: vertical filters (ñ in Eq. 8).
+        max_len: the longest l.
+        dropout: on the pooled features.
+
+    Shapes:
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+
+    Raises:
+        EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
+
+    Examples:
+        >>> encoder = Caser(num_items=9, d_model=8, max_len=5)
+        >>> encoder(torch.tensor([[0, 0, 3, 4]])).shape
+        torch.Size([1, 4, 8])
+    """
+
+    causal: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        window: int = 5,
+        horizontal: int = 16,
+        vertical: int = 4,
+        max_len: int = 50,
+        dropout: float = 0.2,
+    ) -> None:
+        sizes = {"window": window, "horizontal": horizontal, "vertical": vertical}
+        super().__init__(num_items, d_model, max_len, dropout, **sizes)
+        self.window = window
+        self.horizontal = nn.ModuleList(nn.Linear(h * d_model, horizontal) for h in range(1, window + 1))
+        self.vertical = nn.Linear(window, vertical, bias=False)
+        self.join = nn.Linear(window * horizontal + vertical * d_model, d_model)
+        # The code of the authors: embeddings of standard deviation 1 / d.
+        nn.init.normal_(self.item_embedding.weight, std=1 / d_model)
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+        self.check(item_ids)
+        # The padding row is zero by construction; masking keeps the paper's zero rows even where a user's training
+        # writes into that row.
+        x = self.item_embedding(item_ids) * (item_ids != 0)[:, :, None]
+        x = F.pad(x, (0, 0, self.window - 1, 0))
+        windows = x.unfold(1, self.window, 1)  # (b, l, d, window), oldest item first
+        features = [self.vertical(windows).flatten(2)]
+        for height, layer in enumerate(self.horizontal, start=1):
+            slices = x.unfold(1, height, 1).transpose(-1, -2).flatten(2)  # (b, l + window - height, height · d)
+            places = self.window - height + 1
+            features.append(F.relu(layer(slices)).unfold(1, places, 1).amax(-1))
+        return F.relu(self.join(self.drop(torch.cat(features, -1))))

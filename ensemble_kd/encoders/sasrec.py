@@ -1,0 +1,106 @@
+"""SASRec: a causal Transformer over items."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ensemble_kd.encoders.bert4rec import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
+
+
+class CausalBlock(nn.Module):
+    """Attention, then a point-wise ReLU net of width d (Sec. 3.2, Eqs. 3 and 4), each in a residual (Eq. 5)."""
+
+    def __init__(self, d_model: int, num_heads: int, p: float, norm_first: bool) -> None:
+        super().__init__()
+        self.attention = SelfAttention(d_model, num_heads, p)
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.inner, self.outer = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        self.p, self.norm_first = p, norm_first
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d)."""
+        p = self.p if self.training else 0.0
+        if self.norm_first:
+            x = x + dropout(self.attention(self.norm1(x), mask), p)
+            return x + dropout(self._pointwise(self.norm2(x), p), p)
+        x = self.norm1(x + dropout(self.attention(x, mask), p))
+        return self.norm2(x + dropout(self._pointwise(x, p), p))  # type: ignore[no-any-return]
+
+    def _pointwise(self, x: Tensor, p: float) -> Tensor:
+        return self.outer(dropout(F.relu(self.inner(x)), p))  # type: ignore[no-any-return]
+
+
+class SASRec(SequenceEncoder):
+    """Causal Transformer over items, Kang and McAuley, ICDM 2018 (Sec. 3): position t sees items up to t.
+
+    Where we differ: positions are counted from the newest item, so that left padding changes nothing (the authors
+    count from the start of the padded window, which is the same thing at one fixed length). Queries, keys and values
+    are all normalised, as Eq. 5 has it (the authors' code normalises the queries alone), and the heads' outputs are
+    projected once more, as in the Transformer. A padded position's embedding is its position's row instead of 0; no
+    real position attends to it.
+
+    Args:
+        num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
+        d_model: d, the width of embedding and output.
+        num_layers: number of blocks (Sec. 3.3; the paper's default is 2).
+        num_heads: attention heads, a divisor of ``d_model`` (the paper's default is 1).
+        max_len: the longest l.
+        dropout: on the embedding, the attention weights and in the sublayers (Sec. 3.3).
+        norm_first: x + Dropout(g(LayerNorm(x))) as in Eq. 5, with a last LayerNorm as in the code; otherwise
+            LayerNorm(x + Dropout(g(x))).
+        scale_embedding: multiply item embeddings by √d, as in the authors' code.
+        init_std: of the normal that weights are drawn from, truncated at two standard deviations.
+
+    Shapes:
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+
+    Raises:
+        EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
+
+    Examples:
+        >>> encoder = SASRec(num_items=9, d_model=8, max_len=5)
+        >>> encoder(torch.tensor([[0, 0, 3, 4]])).shape
+        torch.Size([1, 4, 8])
+    """
+
+    causal: ClassVar[bool] = True
+    above_diagonal: Tensor
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        d_model: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        max_len: int = 50,
+        dropout: float = 0.2,
+        norm_first: bool = True,
+        scale_embedding: bool = True,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads)
+        self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
+        self.blocks = nn.ModuleList(
+            CausalBlock(d_model, num_heads, self.dropout, norm_first) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
+        self.scale = d_model**0.5 if scale_embedding else 1.0
+        later = torch.ones(max_len, max_len, dtype=torch.bool).triu(1)
+        self.register_buffer("above_diagonal", later, persistent=False)
+        self.init_weights(init_std)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+        self.check(item_ids)
+        length = item_ids.shape[1]
+        x = self.drop(self.item_embedding(item_ids) * self.scale + self.position_embedding[-length:])
+        hidden = (item_ids == 0)[:, None, None, :] | self.above_diagonal[:length, :length]
+        mask = hidden.to(x.dtype) * HIDDEN_KEY
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)  # type: ignore[no-any-return]
