@@ -21,17 +21,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     ``F.dropout`` draws one number a feature, which on a CPU costs more than the attention does. Here one 64-bit draw
     serves four features; forward and backward take half the time. Other devices have a fused kernel.
 
-    Args:
-        x: any shape.
-        p: in [0, 1).
-
-    Returns:
-        The shape of x. Under ``torch.vmap`` with ``randomness="different"`` each member draws its own.
-
     Examples:
-        >>> dropout(torch.ones(2, 3), 0.0)
-        tensor([[1., 1., 1.],
-                [1., 1., 1.]])
         >>> sorted(set(dropout(torch.ones(1000), 0.5).tolist()))
         [0.0, 2.0]
     """
@@ -48,15 +38,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 class SequenceEncoder(nn.Module):
     """What the encoders here have in common: checked arguments, the item embedding, checked input.
 
-    Args:
-        num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
-        d_model: d, the width of embedding and output.
-        max_len: the longest l.
-        dropout: probability of dropping a feature, in [0, 1).
-        positive: further arguments of the subclass that have to be 1 or more, for the check.
-
-    Raises:
-        EnsembleKDError: an argument is out of its range.
+    ``positive`` are further arguments of the subclass that have to be 1 or more.
     """
 
     causal: ClassVar[bool]
@@ -103,13 +85,7 @@ class SequenceEncoder(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention softmax(Q Kᵀ / √(d/h) + mask) V, projected (BERT4Rec Eqs. 1 and 2, SASRec Eq. 2).
-
-    Args:
-        d_model: d.
-        num_heads: h, a divisor of d.
-        dropout: probability of dropping an attention weight.
-    """
+    """Multi-head attention softmax(Q Kᵀ / √(d/h) + mask) V, projected (BERT4Rec Sec. 3.3, SASRec Eq. 2)."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -136,32 +112,30 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One bidirectional Transformer layer: attention and a GELU feed-forward net, each in a residual (Eqs. 3 to 5)."""
+    """One bidirectional Transformer layer: attention and a GELU feed-forward net, each in a residual (Sec. 3.3)."""
 
-    def __init__(self, d_model: int, num_heads: int, d_ff: int, dropout: float, norm_first: bool) -> None:
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, p: float, norm_first: bool) -> None:
         super().__init__()
-        self.attention = SelfAttention(d_model, num_heads, dropout)
+        self.attention = SelfAttention(d_model, num_heads, p)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.wide, self.narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
-        self.dropout, self.norm_first = dropout, norm_first
+        self.p, self.norm_first = p, norm_first
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""
+        p = self.p if self.training else 0.0
         if self.norm_first:
-            x = x + self._drop(self.attention(self.norm1(x), mask))
-            return x + self._drop(self.narrow(F.gelu(self.wide(self.norm2(x)))))
-        x = self.norm1(x + self._drop(self.attention(x, mask)))
-        return self.norm2(x + self._drop(self.narrow(F.gelu(self.wide(x)))))  # type: ignore[no-any-return]
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return dropout(x, self.dropout if self.training else 0.0)
+            x = x + dropout(self.attention(self.norm1(x), mask), p)
+            return x + dropout(self.narrow(F.gelu(self.wide(self.norm2(x)))), p)
+        x = self.norm1(x + dropout(self.attention(x, mask), p))
+        return self.norm2(x + dropout(self.narrow(F.gelu(self.wide(x))), p))  # type: ignore[no-any-return]
 
 
 class BERT4Rec(SequenceEncoder):
-    """Bidirectional Transformer over items, Sun et al., CIKM 2019: h⁰ = v + p, hˡ = Trm(hˡ⁻¹) (Sec. 3.2 to 3.5).
+    """Bidirectional Transformer over items, Sun et al., CIKM 2019: h⁰ = v + p, hˡ = Trm(hˡ⁻¹) (Sec. 3.3 and 3.4).
 
     Where we differ: positions are counted from the newest item, so that left padding changes nothing; padding is no
-    attention key; logits are made outside the encoder, so that ``output_head`` is Sec. 3.6 (Eq. 7) up to its product
+    attention key; logits are made outside the encoder, so that ``output_head`` is Sec. 3.5 (Eq. 7) up to its product
     with the item embedding. As in the authors' code, the embedding is normalised in the post-norm form.
 
     Args:
@@ -170,11 +144,11 @@ class BERT4Rec(SequenceEncoder):
         num_layers: number of Transformer layers.
         num_heads: attention heads, a divisor of ``d_model``.
         max_len: the longest l.
-        dropout: on the embedding, the attention weights and each sublayer's output (Sec. 3.4).
+        dropout: on the embedding, the attention weights and each sublayer's output (Sec. 3.3).
         d_ff: width of the feed-forward net; ``4 * d_model``, as in the paper, where None.
-        norm_first: normalise a sublayer's input (the code of EMKD) instead of its output (the paper, Eq. 3).
+        norm_first: normalise a sublayer's input (the code of EMKD) instead of its output (the paper).
         output_head: end with LayerNorm(GELU(h W + b)), as the paper's code does before the item classifier.
-        init_std: of the normal that weights are drawn from, truncated at two standard deviations (Sec. 4.3).
+        init_std: of the normal that weights are drawn from, truncated at two standard deviations.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).

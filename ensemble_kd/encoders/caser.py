@@ -15,20 +15,20 @@ class Caser(SequenceEncoder):
     """Convolutions over the ``window`` newest items, Tang and Wang, WSDM 2018 (Sec. 3), at every position in one call.
 
     With E the (window, d) embeddings of the items up to position t: horizontal filters of every height h in
-    1..window slide over E and are max-pooled over time (Eqs. 4 to 6); vertical filters weight its rows (Eqs. 7 to 9); a
-    linear layer with ReLU joins both (Eq. 10). Missing items before the first are zero rows, as in the paper.
+    1..window slide over E and are max-pooled over time, vertical filters weight its rows (Sec. 3.2), and a linear layer
+    with ReLU joins both: z = φ(W [o, õ] + b) (Sec. 3.3). Missing items before the first are zero rows.
 
     Where we differ: a horizontal filter is one causal convolution over the whole sequence, and its values are then
     max-pooled over the window of each position, which gives what the paper computes position by position. The user's
-    embedding P_u (Eq. 11) is left out, since encoders here are given items alone. As in the authors' code, dropout
+    embedding P_u (Sec. 3.3) is left out, since encoders here are given items alone. As in the authors' code, dropout
     stands before the joining layer.
 
     Args:
         num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
         d_model: d, the width of embedding and output.
         window: L, the items that one position sees (the paper tunes 1 to 9).
-        horizontal: filters of each height (n / L in the paper's Eq. 6).
-        vertical: vertical filters (ñ in Eq. 8).
+        horizontal: filters of each height (n / L in the paper).
+        vertical: vertical filters (ñ in the paper).
         max_len: the longest l.
         dropout: on the pooled features.
 

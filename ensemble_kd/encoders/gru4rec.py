@@ -11,7 +11,7 @@ from ensemble_kd.encoders.bert4rec import SequenceEncoder
 
 
 class GRU4Rec(SequenceEncoder):
-    """Gated recurrent units over items, Hidasi et al., ICLR 2016 (Sec. 3.1, Eqs. 1 to 4).
+    """Gated recurrent units over items, Hidasi et al., ICLR 2016 (Sec. 3, Eqs. 1 to 4).
 
     The recurrence begins at the first real item with state 0, whatever the padding: rows are rolled to begin with
     their items, run, and rolled back, all by gather.

@@ -12,7 +12,7 @@ from ensemble_kd.encoders.bert4rec import HIDDEN_KEY, SelfAttention, SequenceEnc
 
 
 class CausalBlock(nn.Module):
-    """Attention, then a point-wise ReLU net of width d (Sec. 3.2, Eqs. 3 and 4), each in a residual (Eq. 5)."""
+    """Attention, then a point-wise ReLU net of width d (Sec. III-B, Eqs. 3 and 4), each in a residual (Sec. III-C)."""
 
     def __init__(self, d_model: int, num_heads: int, p: float, norm_first: bool) -> None:
         super().__init__()
@@ -35,22 +35,22 @@ class CausalBlock(nn.Module):
 
 
 class SASRec(SequenceEncoder):
-    """Causal Transformer over items, Kang and McAuley, ICDM 2018 (Sec. 3): position t sees items up to t.
+    """Causal Transformer over items, Kang and McAuley, ICDM 2018 (Sec. III): position t sees items up to t.
 
     Where we differ: positions are counted from the newest item, so that left padding changes nothing (the authors
     count from the start of the padded window, which is the same thing at one fixed length). Queries, keys and values
-    are all normalised, as Eq. 5 has it (the authors' code normalises the queries alone), and the heads' outputs are
+    are all normalised, as Sec. III-C has it (the authors' code normalises the queries alone), and the heads' outputs are
     projected once more, as in the Transformer. A padded position's embedding is its position's row instead of 0; no
     real position attends to it.
 
     Args:
         num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
         d_model: d, the width of embedding and output.
-        num_layers: number of blocks (Sec. 3.3; the paper's default is 2).
+        num_layers: number of blocks (Sec. III-C; the paper's default is 2).
         num_heads: attention heads, a divisor of ``d_model`` (the paper's default is 1).
         max_len: the longest l.
-        dropout: on the embedding, the attention weights and in the sublayers (Sec. 3.3).
-        norm_first: x + Dropout(g(LayerNorm(x))) as in Eq. 5, with a last LayerNorm as in the code; otherwise
+        dropout: on the embedding, the attention weights and in the sublayers (Sec. III-C).
+        norm_first: x + Dropout(g(LayerNorm(x))) as in Sec. III-C, with a last LayerNorm as in the code; otherwise
             LayerNorm(x + Dropout(g(x))).
         scale_embedding: multiply item embeddings by √d, as in the authors' code.
         init_std: of the normal that weights are drawn from, truncated at two standard deviations.
