@@ -15,9 +15,10 @@ from ensemble_kd.errors import EnsembleKDError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SUCCESSOR, CLUSTER, TASTE = 0.2, 0.4, 0.25  # what draws the next item; the rest is popularity alone
+SUCCESSOR, CLUSTER, TASTE = 0.1, 0.5, 0.3  # what draws the next item; the rest is popularity alone
 SUCCESSOR_ODDS = (0.5, 0.3, 0.2)
 ATTRIBUTE_NOISE = 0.15  # chance that an attribute of an item tells nothing of its cluster
+CONTEXTS = 3  # kinds of the last item but one that matter to what follows
 NUM_BRANDS = 30
 
 
@@ -29,7 +30,8 @@ class Process:
         cluster: (v,) the cluster of each item.
         popularity: (v,) chances that sum to 1.
         successors: (v, 3) items that tend to follow an item.
-        follows: (clusters, clusters) the cluster that tends to follow the clusters of the last two items.
+        follows: (3, clusters) the cluster that is due: by the kind of the last item but one (its cluster modulo
+            3) and the cluster of the last.
         early: (users, clusters) each user's taste at the start of the sequence, chances that sum to 1.
         late: (users, clusters) the taste at its end.
         lengths: (users,) length of each sequence.
@@ -49,16 +51,16 @@ def synthetic(
     num_items: int = 600,
     seed: int = 0,
     *,
-    num_clusters: int = 24,
+    num_clusters: int = 40,
     min_len: int = 5,
     max_len: int = 40,
 ) -> SequenceData:
     """Draw sequences and attributes of a made-up catalogue; the same arguments always give the same data.
 
-    Items belong to clusters and their popularity follows Zipf's law. The next item of a user is one that tends to
-    follow the last item (probability 0.2), one of the cluster that tends to follow the clusters of the last two items
-    (0.4), one of a cluster to the user's taste, which drifts from one end of the sequence to the other (0.25), or a
-    popular one (0.15). A user never has an item twice. Lengths are ``min_len`` plus a geometric draw of mean 8, at
+    Items belong to clusters and their popularity follows Zipf's law. The next item of a user is one of the cluster that
+    is due after the last two items (probability 0.5), one of a cluster to the user's taste, which drifts from one end
+    of the sequence to the other (0.3), one of three that tend to follow the last item (0.1), or a
+    popular one (0.1). A user never has an item twice. Lengths are ``min_len`` plus a geometric draw of mean 8, at
     most ``max_len``. An item has three attributes: its cluster, its department (a pair of clusters), each wrong with
     probability 0.15, and one of 30 brands that tells nothing.
 
@@ -78,7 +80,7 @@ def synthetic(
 
     Examples:
         >>> synthetic(num_users=50, num_items=100)  # doctest: +ELLIPSIS
-        SequenceData(num_users=50, num_items=100, num_interactions=..., num_attributes=66)
+        SequenceData(num_users=50, num_items=100, num_interactions=..., num_attributes=90)
     """
     _check(num_users, num_items, seed, num_clusters, min_len, max_len)
     rng = np.random.default_rng(seed)
@@ -98,7 +100,7 @@ def draw_process(
     cluster = np.concatenate([np.arange(num_clusters), rng.integers(num_clusters, size=num_items - num_clusters)])
     popularity = (rng.permutation(num_items) + 5.0) ** -0.8
     successors = rng.integers(num_items, size=(num_items, len(SUCCESSOR_ODDS)))
-    follows = rng.integers(num_clusters, size=(num_clusters, num_clusters))
+    follows = rng.integers(num_clusters, size=(CONTEXTS, num_clusters))
     early, late = rng.dirichlet(np.full(num_clusters, 0.1), size=(2, num_users))
     lengths = np.minimum(min_len - 1 + rng.geometric(1 / 9, size=num_users), max_len)
     return Process(cluster, popularity / popularity.sum(), successors, follows, early, late, lengths)
@@ -109,7 +111,7 @@ def _walk(process: Process, rng: np.random.Generator) -> Ints:
     users, longest = process.lengths.size, int(process.lengths.max())
     by_cluster = np.argsort(process.cluster, kind="stable")
     mass = process.popularity[by_cluster].cumsum()
-    ends = np.searchsorted(process.cluster[by_cluster], np.arange(process.follows.shape[0]), side="right")
+    ends = np.searchsorted(process.cluster[by_cluster], np.arange(process.follows.shape[1]), side="right")
     high = mass[ends - 1]
     low = np.concatenate([[0.0], high[:-1]])
     tastes = np.stack([process.early, process.late]).cumsum(-1)
@@ -119,7 +121,7 @@ def _walk(process: Process, rng: np.random.Generator) -> Ints:
         last, before = sequences[user, max(step - 1, 0)], sequences[user, max(step - 2, 0)]
         taste = tastes[(when < step / process.lengths[user]).astype(np.int64), user]
         liked = np.minimum((taste < which[:, None]).sum(1), taste.shape[1] - 1)  # a sum may fall short of 1 by rounding
-        due = process.follows[process.cluster[before], process.cluster[last]]
+        due = process.follows[process.cluster[before] % CONTEXTS, process.cluster[last]]
         cluster = np.where(kind < SUCCESSOR + CLUSTER, due, liked)
         anything = kind >= SUCCESSOR + CLUSTER + TASTE
         if step == 0:  # nothing to follow yet
