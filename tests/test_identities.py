@@ -483,7 +483,9 @@ def ap_ignores_padding(ap: Function, case: Tagged, columns: int) -> None:
 @identity(F.attribute_cross_entropy, case=tagged())
 def ap_ignores_fillers(ap: Function, case: Tagged) -> None:
     p, attributes, real = case
-    filled = torch.cat([torch.full_like(attributes, -1), attributes], dim=1)
+    attributes = attributes.amax(dim=1, keepdim=True).clamp(min=0)  # one attribute each, no filler
+    filler = torch.full_like(attributes, -1)
+    filled = torch.cat([filler, attributes, filler], dim=1)
     agree(lambda p: ap(p, filled, real), lambda p: ap(p, attributes, real), p)
 
 
