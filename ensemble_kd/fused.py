@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import torch
 import torch._dynamo
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .errors import EnsembleKDError
 
@@ -128,7 +127,7 @@ def item_losses(
         compiled,
     )
     with torch.autocast(device, enabled=False):
-        total, cross_entropy, kd = _Losses.apply(hidden, weight, bias, targets, valid, plan)
+        total, cross_entropy, kd = _Losses.apply(hidden, weight, bias, targets, valid, plan)  # type: ignore[no-untyped-call]
     return ItemLosses(total, cross_entropy, kd * factor)
 
 
@@ -236,9 +235,11 @@ class _Losses(torch.autograd.Function):
         return total, cross_entropy, kd
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Scale the gradients in place and hand them over; a second backward walks again."""
+        if torch.is_grad_enabled():  # create_graph=True: the second derivatives would silently be taken for zero
+            fix = "Leave create_graph off, or use the losses of ensemble_kd.functional, which differentiate twice."
+            raise EnsembleKDError(_WHERE, "one backward pass", "create_graph=True", fix)
         hidden, weight, bias, targets, valid = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
         if grads is None:  # only with retain_graph=True: the first backward gave its gradients away
