@@ -39,7 +39,7 @@ class SASRec(SequenceEncoder):
 
     Where we differ: positions are counted from the newest item, so that left padding changes nothing (the authors
     count from the start of the padded window, which is the same thing at one fixed length). Queries, keys and values
-    are all normalised, as Sec. III-C has it (the authors' code normalises the queries alone), and the heads' outputs are
+    are all normalised, as Sec. III-C has it (the authors' code: the queries alone), and the heads' outputs are
     projected once more, as in the Transformer. A padded position's embedding is its position's row instead of 0; no
     real position attends to it.
 
