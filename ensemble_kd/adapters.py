@@ -15,8 +15,9 @@ Positions = Literal["last", "all"]
 # Hugging Face model types whose position t sees positions up to t alone. Others are taken for bidirectional unless the
 # configuration says is_decoder: the wrong guess on that side costs accuracy, on the other it would leak the target.
 CAUSAL_TYPES = frozenset(
-    "bloom codegen cohere falcon gemma gemma2 gpt2 gpt_bigcode gpt_neo gpt_neox gptj granite llama mamba mamba2 mistral "
-    "mixtral mpt olmo olmo2 openai-gpt opt persimmon phi phi3 qwen2 qwen3 smollm3 stablelm starcoder2".split()
+    {"bloom", "codegen", "cohere", "falcon", "gemma", "gemma2", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"}
+    | {"granite", "llama", "mamba", "mamba2", "mistral", "mixtral", "mpt", "olmo", "olmo2", "openai-gpt", "opt"}
+    | {"persimmon", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"}
 )
 
 
@@ -33,7 +34,7 @@ class HuggingFaceEncoder(nn.Module):
     def forward(self, item_ids: Tensor) -> Tensor:
         """item_ids (b, l) int64 -> hidden states (b, l, d)."""
         real = item_ids != 0
-        # The newest position is padding only in a row without items: kept, so that attention has something to attend to.
+        # The newest position is padding only in a row without items: kept, so that attention has a key there too.
         newest = torch.arange(item_ids.shape[1], device=item_ids.device) == item_ids.shape[1] - 1
         arguments: dict[str, object] = {"attention_mask": (real | newest).long(), **self.constants}
         if self.takes_positions:
@@ -85,8 +86,8 @@ def from_huggingface(
         num_items = rows - 2
     if num_items < 1:
         raise EnsembleKDError(where, "num_items of 1 or more", num_items, "It is the number of items, V.")
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    padding = getattr(embedding, "padding_idx", None)
+    find = getattr(model, "get_input_embeddings", None)
+    padding = getattr(find(), "padding_idx", None) if callable(find) else None
     if padding not in (None, 0):  # that row would silently get no gradient, and here it is an item
         raise EnsembleKDError(where, "padding id 0", padding, "Build the model with pad_token_id=0 in its config.")
     if max_len is None:
