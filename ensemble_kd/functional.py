@@ -1,10 +1,11 @@
 """Equations 6-18 of the EMKD paper as pure functions of tensors.
 
-Axes: n members, m views, b batch, l positions, d features, v items, a attributes, t target positions of the whole batch.
+Axes: n members, m views, b batch, l positions, d features, v items, a attributes, t target positions of a batch.
 Every term is summed over members, views and ordered pairs (x, y), x != y, as in the paper, and is a *mean* over the
 batch (users or target positions): the paper leaves that open, and a mean keeps the weights independent of batch size.
 
-Source: Du et al., "Ensemble Modeling with Contrastive Knowledge Distillation for Sequential Recommendation", SIGIR 2023.
+Source: Du et al., "Ensemble Modeling with Contrastive Knowledge Distillation for Sequential Recommendation", SIGIR
+2023.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
     With z_x the softmax at temperature tau, ``S = sum_x z_x`` and ``L = sum_y log z_y``:
     ``sum_{x != y} KL(z_x || z_y) = n * sum_x z_x . log z_x - S . L``. Teachers are cut off from the gradient.
 
-    Differs from the authors' code, which halves the sum. There is no factor tau^2 as in Hinton et al. (2015), unless asked.
+    Differs from the authors' code, which halves the sum. No factor tau^2, as in Hinton et al. (2015), unless asked for.
 
     Args:
         logits: (n, t, v) scores of every item at every target position.
@@ -209,8 +210,8 @@ def attribute_cross_entropy(logits: Tensor, attributes: Tensor, real: Tensor) ->
 
     Examples:
         >>> attributes = torch.tensor([[2, -1], [0, 3]])
-        >>> attribute_cross_entropy(torch.zeros(1, 2, 4), attributes, torch.tensor([True, True])).exp()
-        tensor([2.0000])
+        >>> attribute_cross_entropy(torch.zeros(1, 2, 4), attributes, torch.tensor([True, True])).exp().round(decimals=4)
+        tensor([2.])
     """
     a = logits.shape[-1]
     n, t, k = logits.shape[0], *attributes.shape

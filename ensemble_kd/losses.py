@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
+from typing_extensions import override
+
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
 
@@ -63,6 +65,7 @@ class Term(Loss):
     name: ClassVar[LossName]
     needs: ClassVar[frozenset[Need]]
 
+    @override
     def weighted(self) -> tuple[tuple[float, Term], ...]:
         return ((1.0, self),)
 
@@ -81,6 +84,7 @@ class LossSum(Loss):
 
     terms: tuple[tuple[float, Term], ...]
 
+    @override
     def weighted(self) -> tuple[tuple[float, Term], ...]:
         return self.terms
 

@@ -1,0 +1,82 @@
+"""Checkpoints that are either whole or not there: written to a temporary file, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ensemble_kd.errors import EnsembleKDError
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` (tensors, numbers, strings, and lists and dicts of them) to ``path``.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save(Path(folder, "last.pt"), {"epoch": 3})
+        ...     load(Path(folder, "last.pt"))
+        {'epoch': 3}
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name is on the disk, too
+    finally:
+        os.close(folder)
+
+
+def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read what ``save`` wrote; runs no code that the file may hold.
+
+    Raises:
+        EnsembleKDError: no such file, or not a whole checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        fix = "Check the path, or start without resume."
+        raise EnsembleKDError("checkpoint", "a file that exists", str(path), fix) from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        got = f"{path} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'unreadable'})"
+        fix = "The file is cut short or something else: use another checkpoint, or start anew."
+        raise EnsembleKDError("checkpoint", "a whole checkpoint of ensemble_kd", got, fix) from error
+    if not isinstance(content, dict):
+        raise EnsembleKDError(
+            "checkpoint", "a checkpoint of ensemble_kd", f"{path}, a {type(content).__name__}", "Check."
+        )
+    return content
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global random generator that an encoder may use."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": [version, list(words), gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go back to a state that ``random_state`` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    for i, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(one.cpu(), i)
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -1,0 +1,137 @@
+"""What the library asks of encoders and of batches, checked once, at the public boundary.
+
+A batch is item_ids (b, l) int64, 0 = padding on the left, 1..v items, v + 1 the mask token. An encoder maps it to hidden
+states (b, l, d), or (b, d) for the newest position alone.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.stacking import StackedModule, seeded
+
+
+class Attributes(Protocol):
+    """Which attributes each item has; ``ensemble_kd.data.ItemAttributes`` is one."""
+
+    @property
+    def num_attributes(self) -> int:
+        """a, the number of attributes."""
+        ...
+
+    @property
+    def table(self) -> Tensor:
+        """(v + 2, k) int64: row i lists the attributes of item i as classes from 0, filled up with -1."""
+        ...
+
+
+def positive(name: str, value: object) -> int:
+    """``value``, a whole number >= 1.
+
+    Raises:
+        EnsembleKDError: for anything else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        fix = f"Pass {name}=..., or give the encoder an attribute of that name."
+        raise EnsembleKDError("EnsembleKD", f"{name} >= 1", repr(value), fix)
+    return value
+
+
+def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) -> None:
+    """Refuse what is not a left-padded batch of ids.
+
+    Args:
+        where: the name of the public call, for the message.
+        item_ids: what the caller passed.
+        highest: the largest id that makes sense there.
+        at_least: items that every row must have.
+
+    Raises:
+        EnsembleKDError: wrong type, shape or range; rows without items or with padding on the right.
+
+    Examples:
+        >>> check_ids("loss", torch.tensor([[3, 0]]), highest=5)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: loss: expected an item in the last column of every row, got a row that \
+ends in padding. Pad on the left with 0 (ensemble_kd.adapters turns right padding), and leave empty rows out.
+    """
+    if not isinstance(item_ids, Tensor) or item_ids.dtype != torch.int64:
+        got = str(item_ids.dtype) if isinstance(item_ids, Tensor) else type(item_ids).__name__
+        raise EnsembleKDError(where, "item_ids as an int64 tensor", got, "Convert them: item_ids.long().")
+    if item_ids.ndim != 2 or 0 in item_ids.shape:
+        got = f"{tuple(item_ids.shape)}"
+        raise EnsembleKDError(
+            where, "item_ids of shape (b, l)", got, "Pass a row for each sequence, item_ids[None] for one."
+        )
+    low, high = (int(x) for x in item_ids.aminmax())
+    if low < 0 or high > highest:
+        fix = "Renumber the items from 1 without gaps, or raise num_items."
+        raise EnsembleKDError(where, f"item_ids in 0..{highest}", f"{low if low < 0 else high}", fix)
+    left = "Pad on the left with 0 (ensemble_kd.adapters turns right padding), and leave empty rows out."
+    real = item_ids != 0
+    if not bool(real[:, -1].all()):
+        raise EnsembleKDError(where, "an item in the last column of every row", "a row that ends in padding", left)
+    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+        raise EnsembleKDError(where, "padding on the left only", "a row with 0 after an item", left)
+    if at_least > 1 and (item_ids.shape[1] < at_least or not bool(real[:, -at_least].all())):
+        fix = "Leave shorter rows out: one item has no next item to learn from."
+        raise EnsembleKDError(where, f"rows of at least {at_least} items", "a shorter row", fix)
+
+
+def probe(encoder: StackedModule, *, max_len: int | None) -> Tensor:
+    """Member 0's output on a tiny batch, (2, l, d) or (2, d), before any training time is lost.
+
+    Raises:
+        EnsembleKDError: the encoder returns something else.
+    """
+    ids = torch.ones(2, min(max_len or 4, 4), dtype=torch.long)
+    ids = ids.to(next(encoder.parameters(), ids).device)
+    training = encoder.training
+    with torch.no_grad(), seeded(0):
+        encoder.eval()
+        try:
+            out = encoder.call_member(0, ids)
+        finally:
+            encoder.train(training)
+    fix = "Return hidden states (b, l, d), or (b, d) for the newest position alone."
+    if not isinstance(out, Tensor):
+        raise EnsembleKDError("encoder output", "a tensor", type(out).__name__, fix)
+    if not (out.ndim == 3 and out.shape[:2] == ids.shape) and not (out.ndim == 2 and len(out) == len(ids)):
+        got = f"{tuple(out.shape)} for item_ids of shape {tuple(ids.shape)}"
+        raise EnsembleKDError("encoder output", "hidden states (b, l, d) or (b, d)", got, fix)
+    if not out.is_floating_point():
+        raise EnsembleKDError("encoder output", "floating-point hidden states", str(out.dtype), fix)
+    return out
+
+
+def check_output(out: Tensor, item_ids: Tensor, *, newest_only: bool) -> None:
+    """Refuse hidden states (n, b, l, d) or (n, b, d) whose shape does not follow the input's.
+
+    Raises:
+        EnsembleKDError: with both shapes.
+    """
+    if newest_only:
+        fits = out.ndim == 3 and out.shape[1] == len(item_ids)
+    else:
+        fits = out.ndim == 4 and out.shape[1:3] == item_ids.shape
+    if not fits:
+        got = f"{tuple(out.shape[1:])} for item_ids of shape {tuple(item_ids.shape)}"
+        fix = "Return one hidden state per input position, whatever the length."
+        raise EnsembleKDError("encoder output", "hidden states (b, d)" if newest_only else "(b, l, d)", got, fix)
+
+
+def check_attributes(attributes: Attributes | None, num_items: int) -> None:
+    """Refuse a table of attributes of another catalogue.
+
+    Raises:
+        EnsembleKDError: with the rows that it has and should have.
+    """
+    if attributes is not None and (attributes.num_attributes < 1 or len(attributes.table) != num_items + 2):
+        got = f"{len(attributes.table)} rows and {attributes.num_attributes} attributes"
+        fix = "Build them with ItemAttributes.from_dict(..., num_items)."
+        raise EnsembleKDError("item_attributes", f"a table of {num_items + 2} rows and >= 1 attributes", got, fix)

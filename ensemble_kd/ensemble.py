@@ -1,0 +1,424 @@
+"""``EnsembleKD``: any sequence encoder, n times, as one recommender whose members teach each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ensemble_kd import functional as ekd
+from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.fused import item_losses
+from ensemble_kd.heads import Heads
+from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
+from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective
+from ensemble_kd.stacking import Backend, StackedModule, build_members
+
+
+class Step(NamedTuple):
+    """The losses of one training step."""
+
+    total: Tensor  # () what to call backward() on
+    terms: dict[str, Tensor]  # each term by its key, () detached and unweighted, for reports
+
+
+class Recommendations(NamedTuple):
+    """The best items of each sequence, best first; 0 with a score of -inf where fewer than k are left."""
+
+    items: Tensor  # (b, k) int64
+    scores: Tensor  # (b, k)
+
+
+class EnsembleKD(nn.Module):
+    """An ensemble of n sequence encoders, trained together and recommending together (Du et al., SIGIR 2023).
+
+    Args:
+        encoder_fn: ``() -> nn.Module``, called once per member under its own seed. The module maps item_ids (b, l)
+            int64, 0 = padding on the left, 1..v items, v + 1 the mask token, to hidden states (b, l, d), or (b, d) for
+            the newest position alone.
+        n: number of members.
+        num_items: v; may be left out where the encoder has ``.num_items``.
+        objective: ``MaskedItem(...)`` or ``NextItem(...)``. Default: ``NextItem()`` where the encoder says
+            ``causal = True`` or returns (b, d), else ``MaskedItem()``.
+        losses: a weighted sum of ``AP``, ``ICL``, ``CCL``, ``KD``, or 0 for the objective alone.
+            Default: ``default_losses``, with AP where ``item_attributes`` are given.
+        item_attributes: which attributes each item has, for AP.
+        classifier: "linear" (Eq. 5), or "tied" to the encoder's ``item_embedding``, or the dotted path of the
+            embedding to tie to.
+        max_len: longest input that the encoder reads; may be left out where the encoder has ``.max_len`` or reads any.
+        seed: of the members' initial weights. The global random state is left as it was.
+        backend: "auto", "vmap" or "loop", see ``StackedModule``.
+
+    Shapes:
+        item_ids (b, l) int64 -> scores (b, num_items + 1), column 0 (padding) is -inf: mean of the members' logits for
+        the next item, Eq. 20.
+
+    Raises:
+        EnsembleKDError: for any argument, encoder or batch that cannot be used; it says what to do.
+
+    Examples:
+        >>> from ensemble_kd.encoders import BERT4Rec
+        >>> model = EnsembleKD(lambda: BERT4Rec(100, d_model=8, max_len=10), n=3, seed=0)
+        >>> item_ids = torch.tensor([[0, 0, 3, 7, 9], [4, 8, 15, 16, 23]])
+        >>> step = model.loss(item_ids)
+        >>> step.total.backward()
+        >>> list(step.terms), model(item_ids).shape
+        (['mip', 'kd', 'icl', 'ccl'], torch.Size([2, 101]))
+    """
+
+    attribute_table: Tensor | None
+
+    def __init__(
+        self,
+        encoder_fn: Callable[[], nn.Module],
+        n: int = 3,
+        *,
+        num_items: int | None = None,
+        objective: Objective | None = None,
+        losses: Loss | Literal[0] | None = None,
+        item_attributes: Attributes | None = None,
+        classifier: str = "linear",
+        max_len: int | None = None,
+        seed: int = 0,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self._build(
+            build_members(encoder_fn, n, seed=seed),
+            num_items=num_items,
+            objective=objective,
+            losses=losses,
+            item_attributes=item_attributes,
+            classifier=classifier,
+            max_len=max_len,
+            seed=seed,
+            backend=backend,
+        )
+
+    @classmethod
+    def from_members(
+        cls,
+        members: Sequence[nn.Module],
+        *,
+        num_items: int | None = None,
+        objective: Objective | None = None,
+        losses: Loss | Literal[0] | None = None,
+        item_attributes: Attributes | None = None,
+        classifier: str = "linear",
+        max_len: int | None = None,
+        seed: int = 0,
+        backend: Backend = "auto",
+    ) -> EnsembleKD:
+        """An ensemble of encoders that exist already, pretrained ones say; arguments as for ``EnsembleKD``.
+
+        The modules are copied, and stay as they are.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._build(
+            [copy.deepcopy(member) for member in members],
+            num_items=num_items,
+            objective=objective,
+            losses=losses,
+            item_attributes=item_attributes,
+            classifier=classifier,
+            max_len=max_len,
+            seed=seed,
+            backend=backend,
+        )
+        return model
+
+    def _build(
+        self,
+        members: list[nn.Module],
+        *,
+        num_items: int | None,
+        objective: Objective | None,
+        losses: Loss | Literal[0] | None,
+        item_attributes: Attributes | None,
+        classifier: str,
+        max_len: int | None,
+        seed: int,
+        backend: Backend,
+    ) -> None:
+        first = members[0] if members else None
+        self.num_items = positive(
+            "num_items", num_items if num_items is not None else getattr(first, "num_items", None)
+        )
+        length = max_len if max_len is not None else getattr(first, "max_len", None)
+        self.max_len = None if length is None else positive("max_len", length)
+        causal = bool(getattr(first, "causal", False))
+        self.encoder = StackedModule(members, backend=backend)
+        out = probe(self.encoder, max_len=self.max_len)
+        self.hidden_size, self.newest_only = out.shape[-1], out.ndim == 2
+        default: Objective = NextItem() if causal or self.newest_only else MaskedItem()
+        self.objective = default if objective is None else objective
+        if self.newest_only and isinstance(self.objective, MaskedItem):
+            self.objective.draw(torch.ones(1, 1, dtype=torch.long), mask_token=2, newest_only=True)
+        check_attributes(item_attributes, self.num_items)
+        self.num_attributes = item_attributes.num_attributes if item_attributes else 0
+        table = item_attributes.table if item_attributes else None
+        self.register_buffer("attribute_table", table, persistent=False)
+        self.losses = default_losses(with_attributes=item_attributes is not None) if losses is None else losses
+        self.classifier = classifier
+        n, d, tied = len(self), self.hidden_size, classifier != "linear"
+        if tied:
+            self._check_tie(d)
+        self.item_classifier = Heads(n, self.num_items, d, seed=seed, tied=tied, like=out)
+        if self.num_attributes:
+            self.attribute_classifier = Heads(n, self.num_attributes, d, seed=seed, tied=False, like=out)
+
+    def _check_tie(self, d: int) -> None:
+        where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
+        self._tied_name = f"{'item_embedding' if self.classifier == 'tied' else self.classifier}.weight"
+        shapes = {name: tuple(p.shape[1:]) for name, p in self.encoder.named_parameters(remove_duplicate=False)}
+        if self._tied_name not in shapes:
+            raise EnsembleKDError(where, "'linear', 'tied' or the path of an embedding", repr(self.classifier), fix)
+        if shapes[self._tied_name] != (self.num_items + 2, d):
+            expected = f"an embedding of shape {(self.num_items + 2, d)}"
+            raise EnsembleKDError(where, expected, f"{self._tied_name} of shape {shapes[self._tied_name]}", fix)
+
+    @property
+    def losses(self) -> Loss | Literal[0]:
+        """The auxiliary losses; may be set anew between steps, to change weights on a schedule."""
+        return self._losses
+
+    @losses.setter
+    def losses(self, losses: Loss | Literal[0]) -> None:
+        named = terms_by_name(losses)
+        if "ap" in named and not self.num_attributes:
+            fix = "Pass item_attributes, or leave AP out of losses."
+            raise EnsembleKDError("losses", "item_attributes, which AP needs", "none", fix)
+        icl, ccl = named.get("icl"), named.get("ccl")
+        self._one_contrast = bool(icl and ccl) and vars(icl[1]) == vars(ccl[1])  # type: ignore[index]
+        self._losses, self._terms = losses, named
+
+    @property
+    def mask_token(self) -> int:
+        """The id of [mask], v + 1."""
+        return self.num_items + 1
+
+    def __len__(self) -> int:
+        return len(self.encoder)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows of the ensemble."""
+        chosen = ", ".join(
+            f"{'train' if mode else 'eval'} on {device}: {name} ({why})"
+            for (mode, device), (name, why) in self.encoder.decisions.items()
+        )
+        return (
+            f"n={len(self)}, num_items={self.num_items}, objective={self.objective!r}, losses={self.losses!r}, "
+            f"classifier={self.classifier!r}, backend={self.encoder.requested_backend!r} [{chosen or 'undecided'}]"
+        )
+
+    def classifier_weights(self) -> tuple[Tensor, Tensor]:
+        """W (n, v, d) and b (n, v) of Eq. 5; row j scores item j + 1."""
+        own = self.item_classifier.weight
+        if own is not None:
+            return own, self.item_classifier.bias
+        embedding: Tensor = self.encoder.get_parameter(self._tied_name)
+        return embedding[:, 1 : self.num_items + 1], self.item_classifier.bias
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.item_classifier.bias.device
+
+    def hidden(self, item_ids: Tensor) -> Tensor:
+        """Hidden states of every member: (b, l) -> (n, b, l, d), or (n, b, d)."""
+        check_ids("hidden", item_ids, highest=self.mask_token)
+        return self._encode(item_ids)
+
+    def _encode(self, item_ids: Tensor) -> Tensor:
+        out: Tensor = self.encoder(item_ids)
+        check_output(out, item_ids, newest_only=self.newest_only)
+        return out
+
+    def loss(self, item_ids: Tensor, *, generator: torch.Generator | None = None, validate: bool = True) -> Step:
+        """The training loss of a batch, Eq. 19.
+
+        Args:
+            item_ids: (b, l) int64 sequences, left-padded with 0.
+            generator: draws the masks, on the device of ``item_ids``; None: torch's global one.
+            validate: check the ids. It makes an accelerator report to the host, so a loop that has checked its data
+                once, as ``fit`` does, switches it off.
+
+        Returns:
+            ``Step(total, terms)``: ``total`` is differentiable, ``terms`` are detached and unweighted.
+
+        Raises:
+            EnsembleKDError: ids of a wrong shape, type or range; a contrastive loss with fewer than two sequences.
+        """
+        if validate:
+            at_least = 2 if isinstance(self.objective, NextItem) else 1
+            check_ids("loss", item_ids, highest=self.num_items, at_least=at_least)
+        draw = self.objective.draw(
+            item_ids, mask_token=self.mask_token, newest_only=self.newest_only, generator=generator
+        )
+        named, m = self._terms, self.objective.views
+        anchored = any("anchor" in term.needs for _, term in named.values())
+        # Where views are unmasked and nothing contrasts them with the anchor, view 0 is the anchor.
+        separate = anchored and not (self.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
+        inputs = rearrange(draw.inputs, "m b l -> (m b) l")
+        hidden = self._encode(torch.cat([inputs, draw.anchor]) if separate else inputs)
+        rows = [m * len(item_ids), len(item_ids) if separate else 0]
+        with torch.autocast(hidden.device.type, enabled=False):
+            views, anchor = hidden.split(rows, dim=1)
+            if not separate:
+                anchor = views[:, : len(item_ids)]
+            return self._losses_of(draw, views, anchor, product_dtype=_product_dtype(hidden))
+
+    def _losses_of(self, draw: Draw, views: Tensor, anchor: Tensor, *, product_dtype: torch.dtype) -> Step:
+        named, m = self._terms, self.objective.views
+        weight, bias = self.classifier_weights()
+        flat = rearrange(views, "n b l d -> n (b l) d") if views.ndim == 4 else views
+        kd_weight, kd = named.get("kd", (0.0, KD()))
+        assert isinstance(kd, KD)
+        # Every view has equally many targets, so a sum over views of means is m times the mean over all.
+        main = item_losses(
+            flat.index_select(1, draw.positions).to(weight.dtype),
+            weight,
+            bias,
+            draw.targets - 1,
+            valid=draw.valid,
+            ce_weight=float(m),
+            kd_weight=kd_weight * m,
+            temperature=kd.temperature,
+            scale_by_temperature_squared=kd.scale_by_temperature_squared,
+            product_dtype=product_dtype,
+        )
+        total, terms = main.total, {self.objective.name: m * main.cross_entropy.sum()}
+        if "kd" in named:
+            terms["kd"] = m * main.kd
+        if "ap" in named:
+            value = self._attribute_loss(draw, anchor)
+            total, terms["ap"] = total + named["ap"][0] * value, value.detach()
+        for name, value in self._contrastive_losses(draw, views, anchor).items():
+            total, terms[name] = total + named[name][0] * value, value.detach()
+        return Step(total, terms)
+
+    def _attribute_loss(self, draw: Draw, anchor: Tensor) -> Tensor:
+        assert self.attribute_table is not None
+        if anchor.ndim == 4:
+            anchor = rearrange(anchor, "n b l d -> n (b l) d")
+        items = draw.anchor_items.flatten()
+        real = items != 0
+        if items.device.type == "cpu":  # elsewhere a selection would make the device report its size to the host
+            kept = real.nonzero()[:, 0]
+            anchor, items, real = anchor.index_select(1, kept), items[kept], real[kept]
+        logits = self.attribute_classifier.logits(anchor)
+        return ekd.attribute_cross_entropy(logits, self.attribute_table[items], real).sum()
+
+    def _contrastive_losses(self, draw: Draw, views: Tensor, anchor: Tensor) -> dict[LossName, Tensor]:
+        values: dict[LossName, Tensor] = {}
+        for name, (_, term) in self._terms.items():
+            if name in values or not isinstance(term, ICL | CCL):
+                continue
+            anchors = ekd.pool_sequence(*_positions_of(anchor, draw.anchor), pool=term.pool)
+            pooled = ekd.pool_sequence(*_positions_of(views, draw.inputs.flatten(0, 1)), pool=term.pool)
+            pooled = rearrange(pooled, "n (m b) e -> n m b e", m=self.objective.views)
+            dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
+            both = ekd.contrast(anchors.to(dtype), pooled.to(dtype), temperature=term.temperature, variant=term.variant)
+            values[name] = both.icl if name == "icl" else both.ccl
+            if self._one_contrast:
+                values["icl"], values["ccl"] = both
+        return values
+
+    def member_scores(self, item_ids: Tensor) -> Tensor:
+        """Each member's next-item logits: (b, l) -> (n, b, num_items + 1), column 0 is -inf."""
+        newest = self._newest_hidden("member_scores", item_ids)
+        weight, bias = self.classifier_weights()
+        with torch.autocast(newest.device.type, enabled=False):
+            logits = newest.new_empty(*newest.shape[:2], self.num_items + 1)
+            logits[..., 0] = -torch.inf
+            logits[..., 1:] = torch.baddbmm(bias[:, None], newest, weight.mT)
+        return logits
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf."""
+        newest = self._newest_hidden("forward", item_ids)
+        weight, bias = self.classifier_weights()
+        with torch.autocast(newest.device.type, enabled=False):
+            # The mean of n inner products is one product of concatenated vectors; member by member it needs no copy.
+            mean = bias.mean(dim=0).expand(newest.shape[1], -1)
+            for h, w in zip(newest / len(self), weight, strict=True):
+                mean = torch.addmm(mean, h, w.mT)
+            return nn.functional.pad(mean, (1, 0), value=-torch.inf)
+
+    def _newest_hidden(self, where: str, item_ids: Tensor) -> Tensor:
+        check_ids(where, item_ids, highest=self.num_items)
+        query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)
+        out = self._encode(query)
+        return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
+
+    @torch.no_grad()
+    def recommend(self, item_ids: Tensor, k: int = 10, *, exclude_seen: bool = True) -> Recommendations:
+        """The k best next items of each sequence, in evaluation mode.
+
+        Args:
+            item_ids: (b, l) int64 sequences, left-padded with 0.
+            k: how many.
+            exclude_seen: leave out the items of ``item_ids`` itself.
+
+        Examples:
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=10), n=2)
+            >>> items, scores = model.recommend(torch.tensor([[0, 1, 2, 3]]), k=2)
+            >>> sorted(items[0].tolist())
+            [4, 5]
+        """
+        if not 1 <= k <= self.num_items:
+            raise EnsembleKDError(
+                "recommend", f"1 <= k <= {self.num_items} (num_items)", str(k), "Ask for fewer items."
+            )
+        training = self.training
+        self.eval()
+        try:
+            scores = self(item_ids)
+        finally:
+            self.train(training)
+        if exclude_seen:
+            scores.scatter_(1, item_ids, -torch.inf)
+        best = scores.topk(k, dim=1)
+        return Recommendations(best.indices.masked_fill(best.values == -torch.inf, 0), best.values)
+
+    def member(self, i: int) -> EnsembleKD:
+        """Member i alone, with a copy of its weights: an ``EnsembleKD`` of one, a module that scores by itself."""
+        alone = copy.copy(self)
+        alone._parameters, alone._buffers, alone._modules = {}, dict(self._buffers), {}
+        alone.encoder = StackedModule([self.encoder.member(i)], backend=self.encoder.requested_backend)
+        alone.item_classifier = self.item_classifier.member(i)
+        if self.num_attributes:
+            alone.attribute_classifier = self.attribute_classifier.member(i)
+        return alone.train(self.training)
+
+
+def default_losses(*, with_attributes: bool) -> Loss:
+    """The losses that ``EnsembleKD`` uses where none are given.
+
+    Examples:
+        >>> default_losses(with_attributes=False)
+        0.01 * ICL(temperature=0.3) + 0.01 * CCL(temperature=0.3) + 0.001 * KD(temperature=0.3)
+    """
+    transfer = 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3)) + 0.001 * KD(temperature=0.3)
+    return AP() + transfer if with_attributes else transfer
+
+
+def _positions_of(hidden: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states with their mask of real positions; one vector a sequence counts as one position."""
+    if hidden.ndim == 3:
+        return hidden[:, :, None], item_ids[:, -1:] != 0
+    return hidden, item_ids != 0
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """bfloat16 products where the encoder ran in it (autocast); half has too little range for logits' gradients."""
+    if hidden.dtype == torch.bfloat16:
+        return torch.bfloat16
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32

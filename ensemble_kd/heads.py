@@ -1,0 +1,56 @@
+"""The classifiers on top of the encoders, stacked: every member has its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd.stacking import member_seed, seeded
+
+INIT_STD = 0.02  # as BERT4Rec; a classifier that starts near zero starts near the uniform distribution
+
+
+class Heads(nn.Module):
+    """n linear classifiers with weights (n, c, d) and biases (n, c); without weights where they are tied elsewhere.
+
+    Args:
+        n: members.
+        classes: c, items or attributes.
+        d: hidden size.
+        seed: the members' weights follow from it, each member's from its own stream.
+        tied: leave the weights out; the caller passes the embedding's.
+        like: gives the dtype (float64, else float32) and the device.
+
+    Examples:
+        >>> heads = Heads(2, 5, 4, seed=0, tied=False, like=torch.zeros(()))
+        >>> heads.logits(torch.ones(2, 3, 4)).shape
+        torch.Size([2, 3, 5])
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter
+
+    def __init__(self, n: int, classes: int, d: int, *, seed: int, tied: bool, like: Tensor) -> None:
+        super().__init__()
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        weights = []
+        for i in range(n):
+            with seeded(member_seed(seed, i) ^ classes):  # a stream apart from the encoder's and the other heads'
+                weights.append(torch.randn(classes, d, dtype=dtype) * INIT_STD)
+        weight = None if tied else nn.Parameter(torch.stack(weights).to(like.device))
+        self.register_parameter("weight", weight)
+        self.bias = nn.Parameter(torch.zeros(n, classes, dtype=dtype, device=like.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, t, d) -> (n, t, c), in the classifiers' precision."""
+        assert self.weight is not None
+        return torch.baddbmm(self.bias[:, None], hidden.to(self.bias.dtype), self.weight.mT)
+
+    def member(self, i: int) -> Heads:
+        """A copy of member i's head, as n = 1."""
+        alone = Heads.__new__(Heads)
+        nn.Module.__init__(alone)
+        weight = None if self.weight is None else nn.Parameter(self.weight.detach()[i][None].clone())
+        alone.register_parameter("weight", weight)
+        alone.bias = nn.Parameter(self.bias.detach()[i][None].clone())
+        return alone

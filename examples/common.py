@@ -1,0 +1,130 @@
+"""What the EMKD examples share: the flags, the run, the table, the recommendations and the curves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, fit
+from ensemble_kd.data import SequenceData, read_text, synthetic
+from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
+from ensemble_kd.objectives import Objective
+from ensemble_kd.training import Cosine, Schedule, StepDecay
+
+
+def flags(description: str | None, **defaults: object) -> argparse.ArgumentParser:
+    """The flags of every example; ``defaults`` are what suits its encoder."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", type=Path, help="text file, a user a line: id item item ...; default: synthetic data")
+    p.add_argument("--attributes", type=Path, help="JSON file {item id: [attribute ids]}")
+    p.add_argument("--n", type=int, default=3, help="members")
+    p.add_argument("--views", type=int, default=2, help="M, views of each sequence")
+    p.add_argument("--d-model", type=int, default=64)
+    p.add_argument("--dropout", type=float, default=0.2)
+    p.add_argument("--window", type=int, default=20, help="longest training sequence")
+    p.add_argument("--window-step", type=int, default=1)
+    p.add_argument("--epochs", type=int, default=12)
+    p.add_argument("--batch-size", type=int, default=256)
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--weight-decay", type=float, default=0.0)
+    p.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
+    p.add_argument("--temperature", type=float, default=0.3, help="of ICL, CCL and KD")
+    p.add_argument("--lambda", dest="lambda_", type=float, default=0.01, help="weight of ICL + CCL; 0: without")
+    p.add_argument("--mu", type=float, default=0.001, help="weight of KD; 0: without")
+    p.add_argument("--ap", type=float, default=1.0, help="weight of attribute prediction; 0: without")
+    p.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--patience", type=int, help="stop after so many epochs without a better validation")
+    p.add_argument("--exclude", choices=("none", "window", "history"), default="history")
+    p.add_argument("--output", type=Path, default=Path("runs/example"), help="folder of checkpoints, log and curves")
+    p.add_argument("--checkpoint-every", type=float, default=120.0, help="seconds")
+    p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(**defaults)
+    return p
+
+
+def run(
+    args: argparse.Namespace, encoder: Callable[[SequenceData], Callable[[], nn.Module]], objective: Objective
+) -> None:
+    """Train, evaluate on the test items, recommend, and draw the curves."""
+    data = read_text(args.data, args.attributes) if args.data else synthetic()
+    print(data)
+    with_attributes = data.item_attributes is not None
+    terms = [args.ap * AP()] * with_attributes
+    terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
+    terms += [args.mu * KD(temperature=args.temperature)]
+    model = EnsembleKD(
+        encoder(data),
+        args.n,
+        num_items=data.num_items,
+        objective=objective,
+        losses=sum(terms),  # type: ignore[arg-type]
+        item_attributes=data.item_attributes,
+        seed=args.seed,
+    ).to(args.device)
+    schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
+    started = time.monotonic()
+    result = fit(
+        model,
+        data,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        schedule=schedule,
+        window=args.window,
+        window_step=args.window_step,
+        precision=args.precision,
+        exclude=args.exclude,
+        patience=args.patience,
+        output_dir=args.output,
+        resume=args.resume,
+        checkpoint_every_s=args.checkpoint_every,
+        seed=args.seed,
+    )
+    minutes = (time.monotonic() - started) / 60
+
+    test = evaluate(model, data, "test", exclude=args.exclude)
+    popularity = evaluate_popularity(data, "test", exclude=args.exclude)
+    rows = {**popularity.rows, **test.rows}
+    print(f"\n{table(rows)}\n{test.protocol}; weights of epoch {result.best_epoch + 1} of {len(result.history)}")
+    members = [test.rows[f"member {i}"]["NDCG@10"] for i in range(args.n)]
+    gain = test.rows["ensemble"]["NDCG@10"] / (sum(members) / args.n) - 1
+    print(f"NDCG@10 of the ensemble over its members' mean: {gain:+.1%}. Trained in {minutes:.1f} minutes.")
+    (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
+
+    seen = data.inputs("test", args.window)[:1]
+    items, scores = model.recommend(seen[:, seen[0] != 0].to(args.device), k=10)
+    print(f"\nUser 0 saw items {seen[seen != 0].tolist()}, then {data.target('test')[0].item()}. Recommended:")
+    print("  ".join(f"{item} ({score:.2f})" for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)))
+    draw_curves(result.history, args.output / "curves.png")
+
+
+def draw_curves(history: list[dict[str, object]], path: Path) -> None:
+    """Validation NDCG@10 over epochs, ensemble and members; skipped where matplotlib is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print("No curves.png: pip install 'ensemble_kd[plots]' for it.")
+        return
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    valid = [entry["valid"] for entry in history]
+    epochs = range(1, len(valid) + 1)
+    for scorer in valid[0]:  # type: ignore[attr-defined]
+        curve = [rows[scorer]["NDCG@10"] for rows in valid]  # type: ignore[index]
+        axes.plot(epochs, curve, label=scorer, linewidth=2.5 if scorer == "ensemble" else 1)
+    axes.set(xlabel="epoch", ylabel="validation NDCG@10")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    print(f"Learning curves: {path}")
