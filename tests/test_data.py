@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +147,18 @@ def test_each_window_is_in_one_batch_and_batches_are_trimmed(
         whole = windows[plan.rows(index)]
         assert torch.equal(batch, whole[:, -batch.shape[1] :])
         assert int((whole != 0).sum()) == int((batch != 0).sum())
-    if size > 1 and len(windows) > 1:
-        assert all(2 <= len(batch) <= size + 1 for batch in batches)
+
+
+@pytest.mark.parametrize("bucket", [True, False])
+def test_no_window_is_alone_and_other_batches_are_full(bucket: bool) -> None:
+    for count, size in itertools.product(range(2, 20), range(2, 8)):
+        sizes = sorted(map(len, BatchPlan(torch.ones(count, 3, dtype=torch.int64), size, 0, 0, bucket)))
+        full, rest = divmod(count, size)
+        wanted = [size] * full + [rest] * (rest > 0)
+        if rest == 1 and full:
+            wanted = [size] * (full - 1) + [size + 1]
+        assert sizes == sorted(wanted)
+    assert [len(batch) for batch in BatchPlan(torch.ones(3, 1, dtype=torch.int64), 1, 0, 0, bucket)] == [1, 1, 1]
 
 
 @quick
@@ -175,7 +186,7 @@ def test_buckets_save_padding_and_stay_in_random_order() -> None:
     cells = {bucket: sum(batch.numel() for batch in BatchPlan(windows, 16, 0, 0, bucket)) for bucket in (True, False)}
     real = int((windows != 0).sum())
     assert cells[True] < 1.1 * real < cells[False]
-    widths = [batch.shape[1] for batch in BatchPlan(windows, 16, 0, 0)]
+    widths = [batch.shape[1] for batch in BatchPlan(windows[:640], 16, 0, 0)]  # 40 batches: all sorted together
     assert widths not in (sorted(widths), sorted(widths, reverse=True))
 
 
@@ -340,12 +351,12 @@ def test_real_files(name: str, users: int, items: int, actions: int, attributes:
 # --- raw files ------------------------------------------------------------------------------------------------------
 
 # (user, item, time). c's last item is rare, d has too few, and without d the item w falls below 2. a's repeat of x at
-# time 9 goes; a's y and z share a time, and y stands first in the file though z's name and item number come first.
+# time 9 goes; a's z and y share a time and keep the file's order, which no sorting by name would give.
 RAW = [
-    ("b", "z", 1), ("a", "y", 5), ("a", "z", 5), ("a", "x", 2), ("a", "x", 9), ("b", "x", 3), ("b", "y", 2),
+    ("b", "z", 1), ("a", "z", 5), ("a", "y", 5), ("a", "x", 2), ("a", "x", 9), ("b", "x", 3), ("b", "y", 2),
     ("c", "y", 1), ("c", "x", 2), ("c", "z", 3), ("c", "rare", 4), ("d", "w", 1), ("d", "x", 2), ("c", "w", 5),
 ]  # fmt: skip
-ORDERED = {"b": ["z", "y", "x"], "a": ["x", "y", "z"], "c": ["y", "x", "z"]}
+ORDERED = {"b": ["z", "y", "x"], "a": ["x", "z", "y"], "c": ["y", "x", "z"]}
 TAGS = {"x": ["red", "big"], "y": ["red"], "z": [], "w": ["gone"]}
 
 
@@ -446,7 +457,7 @@ def test_amazon(tmp_path: Path, packed: bool) -> None:
 
 
 def test_readers_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "polars", None)
+    monkeypatch.setitem(sys.modules, "polars", None)
     for reader in (read_recbole, read_movielens, read_amazon):
         with pytest.raises(EnsembleKDError, match=r"pip install 'ensemble_kd\[data\]'"):
             reader(tmp_path / "none")
@@ -489,11 +500,16 @@ def test_synthetic_optimum_is_far_from_1_and_far_above_popularity() -> None:
     history = data.inputs("test", data.max_history)
     last, before = history[:, -1].numpy() - 1, history[:, -2].numpy() - 1
     age = ((process.lengths - 1) / process.lengths)[:, None]
-    taste = (1 - age) * process.early + age * process.late
-    chances = 0.1 * process.popularity + 0.3 * taste @ within
-    chances += 0.5 * within[process.follows[process.cluster[before] % 3, process.cluster[last]]]
-    for rank, odds in enumerate((0.5, 0.3, 0.2)):
-        chances[np.arange(2000), process.successors[last, rank]] += 0.1 * odds
+    everyone = np.arange(2000)
+
+    def true_chances(first: np.ndarray, final: np.ndarray) -> np.ndarray:
+        chances = 0.1 * process.popularity + 0.3 * ((1 - age) * first + age * final) @ within
+        chances += 0.5 * within[process.follows[process.cluster[before] % 3, process.cluster[last]]]
+        for rank, odds in enumerate((0.5, 0.3, 0.2)):
+            chances[everyone, process.successors[last, rank]] += 0.1 * odds
+        return chances
+
+    chances = true_chances(process.early, process.late)
     assert chances.sum(1) == pytest.approx(1)
     target = data.target("test")
 
@@ -504,9 +520,13 @@ def test_synthetic_optimum_is_far_from_1_and_far_above_popularity() -> None:
     assert 0.2 < best < 0.35
     assert quality(data.popularity().expand(2000, -1)) < best / 3
     # Calibration: where the process gives the chance p, given what the user already had, the item comes with chance p.
-    chances[np.arange(2000)[:, None], history.numpy() - 1] *= history.numpy() == 0
+    swapped = true_chances(process.late, process.early)[everyone, target.numpy() - 1]
+    assert np.log(chances[everyone, target.numpy() - 1]).mean() > np.log(swapped).mean() + 0.05  # tastes drift
+    had = np.zeros((2000, 601), dtype=bool)
+    had[everyone[:, None], history.numpy()] = True
+    chances = np.where(had[:, 1:], 0.0, chances)
     chances /= chances.sum(1, keepdims=True)
-    hit = chances[np.arange(2000), target.numpy() - 1]
+    hit = chances[everyone, target.numpy() - 1]
     expected, spread = (chances**2).sum(), math.sqrt((chances**3).sum() - ((chances**2).sum(1) ** 2).sum())
     assert abs(hit.sum() - expected) < 4 * spread
 
