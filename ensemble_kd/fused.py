@@ -23,6 +23,7 @@ from .errors import EnsembleKDError
 
 _WHERE = "item_losses"
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
+_ROWS, _ROWS_BYTES = 32, 384 << 20  # a tile has this many rows even beyond the cache, but no more than these bytes
 _COMPILE_FROM = 1 << 22  # elements of all logits of a call: below, a training run hardly earns the compilation back
 _CHUNK_BYTES = 1 << 20  # of one float32 scratch plane in eager mode: small enough to stay in cache between two kernels
 
@@ -72,9 +73,9 @@ def item_losses(
 ) -> ItemLosses:
     """Cross-entropy of every member and KD between all of them, in memory that does not grow with targets × items.
 
-    logits = hidden · weightᵀ + bias; `total = ce_weight · Σ_n CE_n + kd_weight · Σ_{x≠y} KL(z_x ‖ z_y)`, both means over
-    the targets that count. Source: Eqs. 5–7 and 16–18; teachers are cut off from the gradient (Sec. 3.4.2). The gradients
-    are computed in the forward pass; they cannot be differentiated again.
+    logits = hidden · weightᵀ + bias; `total = ce_weight · Σ_n CE_n + kd_weight · Σ_{x≠y} KL(z_x ‖ z_y)`, both means
+    over the targets that count. Source: Eqs. 5–7 and 16–18; teachers are cut off from the gradient (Sec. 3.4.2). The
+    gradients are computed in the forward pass; they cannot be differentiated again.
 
     Args:
         hidden: (n, t, d) hidden states at the target positions.
@@ -96,8 +97,8 @@ def item_losses(
         `ItemLosses`.
 
     Raises:
-        EnsembleKDError: shapes that do not fit, no target, a target out of range (checked on the CPU only, since a check
-            elsewhere would wait for the device), or a temperature that is not positive.
+        EnsembleKDError: shapes that do not fit, no target, a target out of range (checked on the CPU only: elsewhere
+            that would wait for the device), a temperature that is not positive, or a backward with `create_graph`.
 
     Examples:
         >>> hidden, weight = torch.zeros(2, 3, 4, requires_grad=True), torch.zeros(2, 5, 4)
@@ -126,7 +127,7 @@ def item_losses(
         tile_rows,
         compiled,
     )
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device, enabled=False):  # the products' precision is fixed by now
         total, cross_entropy, kd = _Losses.apply(hidden, weight, bias, targets, valid, plan)  # type: ignore[no-untyped-call]
     return ItemLosses(total, cross_entropy, kd * factor)
 
@@ -161,7 +162,7 @@ def _check(
         raise EnsembleKDError(_WHERE, "tile_rows >= 1", tile_rows, "Pass None to let the library choose.")
     if targets.device.type == "cpu":
         counted = targets if valid is None else targets[valid]
-        if counted.numel() and not (0 <= int(counted.min()) and int(counted.max()) < v):
+        if counted.numel() and not (int(counted.min()) >= 0 and int(counted.max()) < v):
             got = f"{int(counted.min())}..{int(counted.max())}"
             raise EnsembleKDError(_WHERE, f"targets in [0, {v})", got, "Item i of 1..v is class i - 1.")
 
@@ -207,7 +208,7 @@ def _tile_function(plan: _Plan, size: int, key: tuple[object, ...]) -> _TileFn:
 def _compiled_tile(*key: object) -> _TileFn:
     """One compilation for each key: torch gives up on a function that it had to compile more than a few times."""
     clone = FunctionType(_tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}"), _tile.__globals__)
-    # Everything inlined: recomputing an exponential costs less than a plane of memory.
+    # No intermediate plane: everything is computed within the loops over a row.
     limits = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
     return torch.compile(clone, dynamic=False, options=dict.fromkeys(limits, 1 << 20))
 
@@ -243,7 +244,8 @@ class _Losses(torch.autograd.Function):
         hidden, weight, bias, targets, valid = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
         if grads is None:  # only with retain_graph=True: the first backward gave its gradients away
-            grads = _walk(hidden, weight, bias, targets, valid, ctx.plan, ctx.needs_input_grad[:3])[-1]
+            with torch.autocast(hidden.device.type, enabled=False):
+                grads = _walk(hidden, weight, bias, targets, valid, ctx.plan, ctx.needs_input_grad[:3])[-1]
         if upstream.device.type != "cpu" or upstream != 1:  # elsewhere the comparison would wait for the device
             for grad in grads:
                 if grad is not None:
@@ -277,10 +279,12 @@ def _walk(
     gain = float(t) if product == torch.float16 else 1.0
     inputs, classifier = hidden.detach().to(product), weight.detach().to(product)
     offsets = None if bias is None else bias.detach().to(dtype)
-    with_grad = any(needs)
 
-    rows = plan.tile_rows or _TILE_BYTES.get(device.type, 64 << 20) // (n * v * inputs.element_size())
-    rows = max(1, min(t, rows))
+    row_bytes = n * v * inputs.element_size()
+    # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
+    enough = min(_ROWS, _ROWS_BYTES // row_bytes)
+    rows = plan.tile_rows or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes)
+    rows = min(t, rows)
     rows = -(-t // -(-t // rows))  # as many tiles, of even height
     function = _tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type))
     # Eager mode passes over its planes many times: a chunk of rows at a time they stay in the cache.
@@ -319,7 +323,7 @@ def _walk(
                 torch.mm(logits[i].t(), inputs[i, start:stop], out=part[i])
                 d_weight[i] += part[i]
             if d_bias is not None:
-                d_bias[i] += logits[i].sum(0, dtype=dtype)
+                d_bias[i] += logits[i].sum(0)  # added up in float32, rounded once a tile like the weights' part
 
     cross_entropy = losses @ counts
     kd_mean = kd_rows @ counts
@@ -344,64 +348,64 @@ def _tile(
     with_kd: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maxima, normalisers at temperatures 1 and τ (n, rows, 1), and KD (rows,) of the tile `logits` (n, rows, v).
+    """Maxima, normalisers at temperatures 1 and τ (n, rows, 1), and KD (rows, 1) of the tile `logits` (n, rows, v).
 
     With `with_grad` the logits become their own gradients in place, all but the "− 1" at the target. Members are walked
     one by one: so a compiler sees elementwise loops over (rows, v), and eager planes stay in the cache.
     """
-    members = range(len(logits))
-    shifted, maxima, exps, sums, tempered, tempered_sums = [], [], [], [], [], []
+    n, members = len(logits), range(len(logits))
+    rows, maxima, exps, sums = [], [], [], []
     for i in members:
-        x = logits[i].to(counts.dtype, copy=True)
-        if bias is not None:
-            x += bias[i]
+        x = logits[i].to(counts.dtype, copy=bias is None)
+        x = x if bias is None else x + bias[i]
         maxima.append(x.amax(1, keepdim=True))
-        x -= maxima[i]
+        rows.append(x.sub_(maxima[i]))
         exps.append(x.exp())
         sums.append(exps[i].sum(1, keepdim=True))
-        shifted.append(x)
-    kd = torch.zeros_like(counts)
+    kd, tempered_sums, pulls = torch.zeros_like(counts)[:, None], sums, []
     if with_kd:
-        for i in members:
-            tempered.append((shifted[i] * (1 / temperature)).exp_())
-            tempered_sums.append(tempered[i].sum(1, keepdim=True))
-            tempered[i] *= tempered_sums[i].reciprocal()  # z
-        total = tempered[0] + tempered[1]
-        for i in members[2:]:
-            total += tempered[i]
-        for i in members:
-            tempered[i] *= len(logits)
-            tempered[i] -= total  # G
-            shifted[i] *= tempered[i]
-            kd += shifted[i].sum(1)
-        kd /= temperature
+        scaled = [x * (1 / temperature) for x in rows]
+        tempered = [x.exp() for x in scaled]
+        tempered_sums = [x.sum(1, keepdim=True) for x in tempered]
+        z = [_normalise(scaled[i], tempered[i], tempered_sums[i]) for i in members]
+        total = functools.reduce(torch.add, z)
+        pulls = [x.mul_(n).sub_(total) for x in z]
+        product = pulls[0] * scaled[0]
+        for i in members[1:]:
+            product.addcmul_(pulls[i], scaled[i])
+        kd = product.sum(1, keepdim=True)
     if with_grad:
         for i in members:
-            grad = exps[i]
-            grad *= weights[0] * counts[:, None] / sums[i]
+            grad = _normalise(rows[i], exps[i], sums[i]).mul_(weights[0] * counts[:, None])
             if with_kd:
-                grad += tempered[i].mul_(weights[1] * counts[:, None])
+                grad.addcmul_(pulls[i], weights[1] * counts[:, None])
             logits[i].copy_(grad)
-    return torch.stack(maxima), torch.stack(sums), torch.stack(tempered_sums or sums), kd
+    return torch.stack(maxima), torch.stack(sums), torch.stack(tempered_sums), kd
+
+
+def _normalise(shifted: Tensor, exps: Tensor, sums: Tensor) -> Tensor:
+    """exps / sums. A compiled loop computes the exponential anew: that costs less than a plane of memory."""
+    return (shifted - sums.log()).exp() if torch.compiler.is_compiling() else exps.mul_(sums.reciprocal())
 
 
 def _run_tile(
     logits: Tensor, bias: Tensor | None, targets: Tensor, counts: Tensor, weights: Tensor, plan: _Plan, tile: _TileFn
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy (n, rows) and KD (rows,) of a tile; its logits become their gradients in place."""
-    index = targets.expand(len(logits), -1)[..., None]
-    picked = logits.gather(2, index).to(counts.dtype)
+    n, device = len(logits), logits.device
+    at_target = (torch.arange(n, device=device)[:, None], torch.arange(len(targets), device=device), targets)
+    picked = logits[at_target].to(counts.dtype)
     if bias is not None:
-        picked += bias.gather(1, index[..., 0])[..., None]
-    maxima, sums, tempered_sums, kd = tile(
-        logits, bias, counts, weights, plan.temperature, plan.with_kd, plan.with_grad
+        picked += bias[:, targets]
+    maxima, sums, tempered_sums, kd = (
+        x.squeeze(-1) for x in tile(logits, bias, counts, weights, plan.temperature, plan.with_kd, plan.with_grad)
     )
     picked -= maxima
     if plan.with_grad:
         # The gradient at the target anew, with its − 1: taken from a float32 value, it is rounded only once.
-        grad = weights[0] * counts[:, None] * (picked.exp() / sums - 1)
+        grad = weights[0] * counts * (picked.exp() / sums - 1)
         if plan.with_kd:
             z = (picked / plan.temperature).exp() / tempered_sums
-            grad += weights[1] * counts[:, None] * (len(logits) * z - z.sum(0))
-        logits.scatter_(2, index, grad.to(logits.dtype))
-    return (sums.log() - picked)[..., 0], kd
+            grad += weights[1] * counts * (n * z - z.sum(0))
+        logits[at_target] = grad.to(logits.dtype)
+    return sums.log() - picked, kd
