@@ -177,3 +177,12 @@ def maskings(draw: DrawFn) -> Masking:
     items = 1 + integers(50, (b, length), seed + 1)
     ratio = draw(st.sampled_from([0.01, 0.07, 0.1, 0.15, 0.2, 0.28, 0.3, 0.5, 0.55, 0.7, 0.95, 1.0]))
     return Masking(items.where(torch.arange(length) >= length - lengths, 0), ratio, draw(AXES["m"]), seed)
+
+
+@st.composite
+def sequences(draw: DrawFn, /, v: int) -> Tensor:
+    """Left-padded sequences (b, l) of at least two items each; the first row has no padding."""
+    b, length, seed = draw(AXES["b"]), draw(st.integers(2, 6)), draw(seeds)
+    lengths = 2 + integers(length - 1, (b, 1), seed)
+    lengths[0] = length
+    return (1 + integers(v, (b, length), seed + 1)).where(torch.arange(length) >= length - lengths, 0)

@@ -17,11 +17,12 @@ from hypothesis import Phase, settings
 from torch import Tensor
 
 from ensemble_kd import functional as F
+from ensemble_kd.ensemble import EnsembleKD, Step
 from ensemble_kd.fused import ItemLosses
-from ensemble_kd.losses import Loss
+from ensemble_kd.losses import CCL, ICL, KD, Loss, terms_by_name
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw
-from tests.test_identities import IDENTITIES, MASK, eager, masked_item, next_item, weigh
+from tests.test_identities import IDENTITIES, MASK, eager, masked_item, model_step, next_item, weigh
 
 Family = Callable[..., Any]
 HUNT = settings(
@@ -294,6 +295,43 @@ def following(item_ids: Tensor, views: int, fault: str = "") -> Draw:
     return Draw(inputs.expand(views, -1, -1), positions, every[positions], None, anchor=inputs, anchor_items=wanted)
 
 
+def plain_step(model: EnsembleKD, item_ids: Tensor, seed: int, fault: str = "") -> Step:
+    generator = None if fault == "global RNG" else torch.Generator().manual_seed(seed)
+    draw = model.objective.draw(item_ids, mask_token=model.mask_token, generator=generator)
+    if fault == "masks the caller's ids":
+        item_ids[:, -1] = model.mask_token
+    (m, b, _), (weight, bias) = draw.inputs.shape, model.classifier_weights()
+    views, anchor = model.hidden(draw.inputs.flatten(0, 1)), model.hidden(draw.anchor)
+    if fault == "anchor is the first view":
+        anchor = views[:, :b] if m > 1 else views.roll(1, dims=1)
+    logits = views.flatten(1, 2)[:, draw.positions] @ weight.mT + bias[:, None]
+    targets = draw.targets if fault == "classes start at 0" else draw.targets - 1
+    targets = targets.clamp(max=logits.shape[2] - 1)
+    times = 1 if fault == "mean over views" else m
+    items = draw.anchor_items.flatten()
+    counted = torch.ones_like(items).bool() if fault == "AP at padding" else items != 0
+    head: Any = model.attribute_classifier
+    tags = anchor.flatten(1, 2) @ head.weight.mT + head.bias[:, None]
+    terms = {model.objective.name: times * ce(logits, targets).sum()}
+    total = terms[model.objective.name]
+    table: Any = model.attribute_table
+    for name, (weight_of, term) in terms_by_name(model.losses).items():
+        if isinstance(term, KD):
+            terms[name] = times * kd(logits, temperature=term.temperature)
+        elif isinstance(term, ICL | CCL):
+            real = draw.anchor != 0, draw.inputs.flatten(0, 1) != 0
+            kind = "flatten" if fault == "pool ignored" else term.pool
+            a, p = (pool(h, r, pool=kind) for h, r in zip((anchor, views), real, strict=True))
+            pairs = contrast(a, p.unflatten(1, (m, b)), temperature=term.temperature)
+            terms[name] = pairs[name == "ccl"]
+        else:
+            terms[name] = ap(tags, table[items], counted).sum()
+        total = total + (1.0 if fault == "weights dropped" else weight_of) * terms[name]
+    if fault == "later users weigh more":
+        total = total + 0.01 * (torch.arange(b) * item_ids[:, -1]).sum()
+    return Step(total, {name: value.detach() for name, value in terms.items()})
+
+
 FAMILIES: dict[Callable[..., Any], Family] = {
     F.item_cross_entropy: ce,
     F.kl_divergence: kl,
@@ -306,6 +344,7 @@ FAMILIES: dict[Callable[..., Any], Family] = {
     ranks: ranking,
     masked_item: masking,
     next_item: following,
+    model_step: plain_step,
 }
 # The identity -> the faults that it must notice in the family of its function.
 KILLS: dict[str, list[str]] = {
@@ -384,6 +423,18 @@ KILLS: dict[str, list[str]] = {
     "mask_falls_on_every_position_alike": ["older first"],
     "mask_hides_the_newest_as_often_as_asked": ["newest ignored", "newest always"],
     "next_item_targets_follow_their_inputs": ["predicts its own input", "first item from padding"],
+    "step_is_what_the_oracles_add_up_to": [
+        "mean over views",
+        "classes start at 0",
+        "AP at padding",
+        "anchor is the first view",
+        "pool ignored",
+        "weights dropped",
+    ],
+    "step_is_linear_in_its_weights": ["weights dropped"],
+    "step_ignores_columns_of_padding": ["AP at padding"],
+    "step_ignores_the_order_of_sequences": ["later users weigh more"],
+    "step_leaves_no_trace": ["global RNG", "masks the caller's ids"],
 }
 MUTANTS = [(check, fault) for check, faults in KILLS.items() for fault in faults]
 
