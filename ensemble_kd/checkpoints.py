@@ -30,11 +30,12 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name is on the disk, too
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name is on the disk, too
+        finally:
+            os.close(folder)
 
 
 def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -53,9 +54,8 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
         fix = "The file is cut short or something else: use another checkpoint, or start anew."
         raise EnsembleKDError("checkpoint", "a whole checkpoint of ensemble_kd", got, fix) from error
     if not isinstance(content, dict):
-        raise EnsembleKDError(
-            "checkpoint", "a checkpoint of ensemble_kd", f"{path}, a {type(content).__name__}", "Check."
-        )
+        got = f"{path}, which holds a {type(content).__name__}"
+        raise EnsembleKDError("checkpoint", "a checkpoint of ensemble_kd", got, "Pass last.pt or best.pt of a run.")
     return content
 
 

@@ -18,6 +18,7 @@ from ensemble_kd.metrics import metric_row, ranks
 
 Exclude = Literal["none", "window", "history"]
 Precision = Literal["float32", "bfloat16"]
+LONGEST = 200  # items that an encoder of any length is shown, where none is asked for
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -58,10 +59,11 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
         ensemble       0.5000  0.2500
     """
     names = list(next(iter(rows.values())))
-    lines = ["scorer".ljust(12) + "".join(name.rjust(9 if i == 0 else 8) for i, name in enumerate(names))]
+    width = max(12, *(len(scorer) + 1 for scorer in rows))
+    lines = ["scorer".ljust(width) + "".join(name.rjust(9 if i == 0 else 8) for i, name in enumerate(names))]
     for scorer, values in rows.items():
         cells = (f"{values[name]:.4f}".rjust(9 if i == 0 else 8) for i, name in enumerate(names))
-        lines.append(scorer.ljust(12) + "".join(cells))
+        lines.append(scorer.ljust(width) + "".join(cells))
     return "\n".join(lines)
 
 
@@ -86,12 +88,16 @@ def evaluate(
         split: "valid" (second-to-last items) or "test" (last items).
         exclude: which items are not candidates: "none", those in the model's input "window" (as in the authors' code),
             or the user's whole "history" before the target.
-        max_len: newest items that the model is shown; default: as many as it reads, at most 200.
+        max_len: newest items that the model is shown, never more than it reads; default: all that it reads, or 200
+            where it reads any number.
         batch_size: users at a time.
         precision: "bfloat16" runs the encoder under autocast; scores are float32.
 
     Returns:
         Metrics and ranks of "member 0", ..., "ensemble".
+
+    Raises:
+        EnsembleKDError: an argument that cannot be used, or data of another number of items than the model's.
 
     Examples:
         >>> from ensemble_kd.data import SequenceData
@@ -101,15 +107,13 @@ def evaluate(
         >>> list(report.rows), report.protocol
         (['member 0', 'member 1', 'ensemble'], "leave-one-out test, 2 users, all 4 items ranked, exclude='history'")
     """
-    if exclude not in get_args(Exclude):
-        raise EnsembleKDError(
-            "evaluate", "exclude 'none', 'window' or 'history'", repr(exclude), "Choose one of these."
-        )
+    _check("evaluate", exclude, max_len=max_len, batch_size=batch_size)
     if data.num_items != model.num_items:
         fix = "Build the model with num_items=data.num_items."
         raise EnsembleKDError("evaluate", f"data of {model.num_items} items, as the model", str(data.num_items), fix)
     device = model.device
-    inputs = data.inputs(split, _shown(model, data, max_len))
+    shown = _shown(model, max_len)
+    inputs = data.inputs(split, min(shown, data.max_history))
     target, (history, offsets) = data.target(split), data.history(split)
     lengths, totals = (inputs != 0).sum(dim=1), offsets.diff()
     order = totals.argsort(stable=True)  # users of similar length together, so that little padding is computed
@@ -130,7 +134,9 @@ def evaluate(
         model.train(training)
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
-    return Evaluation(protocol(data, split, exclude), {s: metric_row(r) for s, r in by_scorer.items()}, by_scorer)
+    return Evaluation(
+        protocol(data, split, exclude, shown), {s: metric_row(r) for s, r in by_scorer.items()}, by_scorer
+    )
 
 
 def evaluate_popularity(
@@ -138,33 +144,50 @@ def evaluate_popularity(
 ) -> Evaluation:
     """The same protocol for the scorer that ranks items by their count in the training part.
 
+    Args:
+        data: the users' sequences.
+        split: "valid" or "test".
+        exclude: as for ``evaluate``.
+        max_len: length of the "window" that ``exclude`` may name; give it the models' to compare with them.
+
+    Raises:
+        EnsembleKDError: an argument that cannot be used.
+
     Examples:
         >>> from ensemble_kd.data import SequenceData
         >>> data = SequenceData.from_sequences([[1, 2, 3, 4], [4, 3, 2]])
         >>> evaluate_popularity(data, "test").ranks["popularity"].tolist()
         [0, 1]
     """
-    popularity = data.popularity().float()
-    inputs, target, (history, offsets) = data.inputs(split, max_len), data.target(split), data.history(split)
-    found = torch.empty(len(inputs), dtype=torch.int64)
-    for users in offsets.diff().argsort(stable=True).split(512):
-        totals = offsets.diff()[users]
-        seen = {
-            "none": None,
-            "window": inputs[users],
-            "history": left_padded(history, offsets[users + 1], totals, int(totals.max())),
-        }[exclude]
+    _check("evaluate_popularity", exclude, max_len=max_len)
+    popularity, target, (history, offsets) = data.popularity(), data.target(split), data.history(split)
+    found = torch.empty(len(target), dtype=torch.int64)
+    totals = offsets.diff().clamp(max=max_len) if exclude == "window" else offsets.diff()
+    for users in totals.argsort(stable=True).split(512):
+        width = int(totals[users].max())
+        seen = None if exclude == "none" else left_padded(history, offsets[users + 1], totals[users], width)
         found[users] = ranks(popularity.expand(len(users), -1), target[users], seen)
-    return Evaluation(protocol(data, split, exclude), {"popularity": metric_row(found)}, {"popularity": found})
+    return Evaluation(protocol(data, split, exclude, max_len), {"popularity": metric_row(found)}, {"popularity": found})
 
 
-def protocol(data: SequenceData, split: str, exclude: str) -> str:
+def protocol(data: SequenceData, split: str, exclude: Exclude, window: int) -> str:
     """The protocol in words, to stand beside every result."""
-    return f"leave-one-out {split}, {data.num_users} users, all {data.num_items} items ranked, exclude={exclude!r}"
+    of = f" of the newest {window} items" if exclude == "window" else ""
+    return f"leave-one-out {split}, {data.num_users} users, all {data.num_items} items ranked, exclude={exclude!r}{of}"
 
 
-def _shown(model: EnsembleKD, data: SequenceData, max_len: int | None) -> int:
+def _check(where: str, exclude: str, **numbers: int | None) -> None:
+    if exclude not in get_args(Exclude):
+        raise EnsembleKDError(where, "exclude 'none', 'window' or 'history'", repr(exclude), "Choose one of these.")
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise EnsembleKDError(where, f"{name}, a whole number >= 1", repr(value), "Pass such a number.")
+
+
+def _shown(model: EnsembleKD, max_len: int | None) -> int:
     """Columns of input: no more than the encoder reads once the objective has made its query of them."""
-    reads = model.max_len or 200
-    room = reads - (model.objective.query(torch.ones(1, 1, dtype=torch.long), mask_token=1, max_len=None).shape[1] - 1)
-    return max(1, min(max_len or room, room, data.max_history))
+    if model.max_len is None:
+        return max_len or LONGEST
+    query = model.objective.query(torch.ones(1, 1, dtype=torch.long), mask_token=1, max_len=None)
+    room = max(1, model.max_len - (query.shape[1] - 1))
+    return min(max_len or room, room)

@@ -5,15 +5,12 @@ Those with a training loop of their own need only ``model.loss(item_ids).total``
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,52 +22,15 @@ from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, Exclude, Precision, autocast, evaluate
 from ensemble_kd.objectives import NextItem
+from ensemble_kd.runlog import Means, RunLog
+from ensemble_kd.schedules import Cosine, Schedule, StepDecay
+from ensemble_kd.settings import Callback, Settings, check_same_run
 from ensemble_kd.stacking import seeded
 
+__all__ = ["Cosine", "FitResult", "Schedule", "StepDecay", "clip_members_", "fit"]
+
 METRIC = "NDCG@10"
-
-
-class Schedule(Protocol):
-    """The learning rate as a share of the first one; without state, so that a run resumes exactly."""
-
-    def __call__(self, epoch: float, epochs: int) -> float:
-        """Share at ``epoch`` (fractional) of ``epochs``."""
-        ...
-
-
-@dataclass(frozen=True)
-class StepDecay:
-    """Multiply by ``factor`` after every ``every`` epochs; every=100 is the paper's (Sec. 4.1.4, factor not given).
-
-    Examples:
-        >>> StepDecay()(99.5, 250), StepDecay()(100.0, 250)
-        (1.0, 0.1)
-    """
-
-    every: int = 100
-    factor: float = 0.1
-
-    def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
-        return float(self.factor ** (epoch // self.every))
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Rise linearly over ``warmup`` epochs, then fall along a cosine to ``floor`` at the end.
-
-    Examples:
-        >>> [Cosine(warmup=1)(epoch, 11) for epoch in (0.5, 1.0, 6.0, 11.0)]
-        [0.5, 1.0, 0.505, 0.01]
-    """
-
-    warmup: float = 0.0
-    floor: float = 0.01
-
-    def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
-        if epoch < self.warmup:
-            return epoch / self.warmup
-        done = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
-        return round(self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))), 12)
+WINDOW = 50  # the longest training window where none is given
 
 
 @dataclass
@@ -95,8 +55,8 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         (tensor([5.0000, 0.5000]), tensor([1.0000, 0.5000]))
     """
     grads = [p.grad for p in parameters if p.grad is not None]
-    squares = [torch.linalg.vector_norm(g.flatten(1), dim=1).float() for g in grads]
-    norms: Tensor = torch.linalg.vector_norm(torch.stack(squares), dim=0)
+    each = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1).float() for g in grads]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
     scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     if norms.device.type == "cpu" and bool((scale == 1).all()):
         return norms
@@ -125,7 +85,7 @@ def fit(
     resume: bool = False,
     checkpoint_every_s: float = 120.0,
     log_every: int = 50,
-    callback: Callable[[Mapping[str, Any]], None] | None = None,
+    callback: Callback | None = None,
     progress: bool = True,
     seed: int = 0,
 ) -> FitResult:
@@ -140,259 +100,276 @@ def fit(
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         schedule: default ``StepDecay()``, the paper's.
         max_grad_norm: clip each member's gradient norm; None: do not.
-        window: length of the training windows; default: the longest input that the model reads, at most 50.
+        window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
         bucket: batches of similar length (faster); False: batches at random.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
         exclude: items that validation does not rank, see ``evaluate``.
         patience: stop after so many epochs without a better validation; None: never.
-        output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events where it is installed; None: nothing.
-        resume: go on exactly where ``output_dir``/last.pt stopped, if it is there.
+        output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events where it is installed; what an
+            earlier run left there is overwritten unless ``resume``; None: nothing is written.
+        resume: go on where ``output_dir``/last.pt stopped, if it is there. On the same machine with as many threads,
+            the end is bit for bit that of a run never stopped.
         checkpoint_every_s: seconds between writes of last.pt within an epoch; it is written after every epoch, too.
         log_every: steps between log entries.
-        callback: is given each log entry, ``{"kind": "step" | "epoch", ...}``.
+        callback: is given each log entry, ``{"kind": "step" | "epoch", ...}``; losses in it are means over the steps
+            since the entry before (of a step), or over the epoch (``entry["train"]``).
         progress: show a bar with losses and speed (needs tqdm, the extra ``train``).
         seed: of the order, masks and dropout. The global random state is left as it was.
 
+    Returns:
+        The best epoch (from 0), its validation metrics, and an entry for each epoch.
+
     Raises:
-        EnsembleKDError: data that does not fit the model, a checkpoint of another run, a loss that is not finite (with
-            the step and the term; checkpoints keep the last good state).
+        EnsembleKDError: a setting that cannot be used, data that does not fit the model, a checkpoint of another run, a
+            loss that is not finite (with the step and the term; checkpoints keep the last good state).
+
+    Examples:
+        >>> from ensemble_kd.data import synthetic
+        >>> from ensemble_kd.encoders import SASRec
+        >>> data = synthetic(num_users=40, num_items=100)
+        >>> model = EnsembleKD(lambda: SASRec(100, d_model=4, max_len=10), n=2)
+        >>> result = fit(model, data, epochs=1, progress=False)
+        >>> result.best_epoch, list(result.best)
+        (0, ['member 0', 'member 1', 'ensemble'])
     """
-    run = _Run(model, data, locals())
-    with seeded(seed):
-        return run.train()
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule if schedule is not None else StepDecay(),
+        max_grad_norm=max_grad_norm,
+        window=window,
+        window_step=window_step,
+        bucket=bucket,
+        precision=precision,
+        exclude=exclude,
+        patience=patience,
+        output_dir=output_dir,
+        resume=resume,
+        checkpoint_every_s=checkpoint_every_s,
+        log_every=log_every,
+        callback=callback,
+        progress=progress,
+        seed=seed,
+    )
+    run, training = _Run(model, data, settings), model.training
+    try:
+        with seeded(seed):
+            return run.train()
+    finally:
+        run.log.close()
+        model.train(training)
 
 
 class _Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
-    def __init__(self, model: EnsembleKD, data: SequenceData, settings: dict[str, Any]) -> None:
-        self.model, self.data, self.o = model, data, settings
-        self._check()
-        self.schedule: Schedule = settings["schedule"] or StepDecay()
-        self.device = model.device
-        window = settings["window"] or min(model.max_len or 50, 50)
+    def __init__(self, model: EnsembleKD, data: SequenceData, settings: Settings) -> None:
+        self.model, self.data, self.settings, self.device = model, data, settings, model.device
+        if data.num_items != model.num_items:
+            fix = "Build the model with num_items=data.num_items."
+            raise EnsembleKDError("fit", f"data of {model.num_items} items, as the model", data.num_items, fix)
+        window = _window(model, settings.window)
         shortest = 2 if isinstance(model.objective, NextItem) else 1
-        self.windows = data.train_windows(window, settings["window_step"], min_len=shortest).to(self.device)
+        self.windows = data.train_windows(window, settings.window_step, min_len=shortest).to(self.device)
         if len(self.windows) < 2:
             fix = "Use more data, or a longer history a user."
-            raise EnsembleKDError("fit", "at least 2 training windows", f"{len(self.windows)}", fix)
+            raise EnsembleKDError("fit", "at least 2 training windows", len(self.windows), fix)
+        # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
+        self.fingerprint = settings.fingerprint(model, data, window)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
+            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
-        self.folder = Path(settings["output_dir"]) if settings["output_dir"] is not None else None
+        self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
+        self.log = RunLog(self.folder, settings.callback, settings.progress)
         self.epoch = self.batch = self.step = 0
+        self.train_s = 0.0  # of this epoch, up to ``started``
+        self.started = self.saved_at = time.monotonic()
         self.best_epoch = -1
         self.best_rows: dict[str, dict[str, float]] = {}
         self.best_state: dict[str, Tensor] | None = None
         self.history: list[dict[str, Any]] = []
-        self.sums: dict[str, Tensor] = {}
-        self.writer: Any = None
-
-    def _check(self) -> None:
-        o = self.o
-        if self.data.num_items != self.model.num_items:
-            fix = "Build the model with num_items=data.num_items."
-            raise EnsembleKDError(
-                "fit", f"data of {self.model.num_items} items, as the model", str(self.data.num_items), fix
-            )
-        for name in ("epochs", "batch_size", "window_step", "log_every"):
-            if not isinstance(o[name], int) or o[name] < 1:
-                raise EnsembleKDError("fit", f"{name}, a whole number >= 1", repr(o[name]), "Pass such a number.")
-        for name, least in (("lr", 0.0), ("weight_decay", 0.0), ("max_grad_norm", 0.0)):
-            if o[name] is not None and not (math.isfinite(o[name]) and o[name] >= least):
-                raise EnsembleKDError("fit", f"{name}, a finite number >= 0", repr(o[name]), "Pass such a number.")
-        if o["window"] is not None and self.model.max_len is not None and o["window"] > self.model.max_len:
-            fix = "Use a shorter window, or an encoder with a larger max_len."
-            raise EnsembleKDError(
-                "fit", f"window <= {self.model.max_len}, which the encoder reads", str(o["window"]), fix
-            )
-        if o["resume"] and o["output_dir"] is None:
-            raise EnsembleKDError("fit", "output_dir with resume=True", "None", "Say where the checkpoint is.")
-
-    @property
-    def fingerprint(self) -> dict[str, str]:
-        """What must be the same for a run to go on exactly; ``epochs`` may grow under a schedule that allows it."""
-        free = {"model", "data", "output_dir", "resume", "checkpoint_every_s", "log_every", "callback", "progress"}
-        free |= {"patience", "epochs"} if isinstance(self.schedule, StepDecay) else {"patience"}
-        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        return {
-            **{name: repr(value) for name, value in sorted(self.o.items()) if name not in free},
-            "objective": repr(self.model.objective),
-            "losses": repr(self.model.losses),
-            "parameters": repr(shapes),
-            "data": repr(self.data),
-        }
+        self.recent, self.whole = Means(), Means()  # since the last entry, and of the epoch before it
 
     def train(self) -> FitResult:
-        o = self.o
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if o["resume"] and (self.folder / "last.pt").exists():
-                self._resume()
-            else:
-                (self.folder / "log.jsonl").unlink(missing_ok=True)
-            with suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.writer = SummaryWriter(str(self.folder))
-        self.saved_at = time.monotonic()
-        while self.epoch < o["epochs"] and not self._out_of_patience():
+        if self.folder is not None and self.settings.resume and (self.folder / "last.pt").exists():
+            self._resume()
+        else:
+            self.log.open(entries=0, step=0)
+            self._save()  # so that an earlier run's checkpoint is not resumed in place of this one
+            if self.folder is not None:
+                (self.folder / "best.pt").unlink(missing_ok=True)
+        while self.epoch < self.settings.epochs and not self._out_of_patience():
             self._one_epoch()
         if self.best_state is not None:
             self.model.load_state_dict(self.best_state)
-        if self.writer is not None:
-            self.writer.close()
         return FitResult(self.best_epoch, self.best_rows, self.history)
 
     def _out_of_patience(self) -> bool:
-        return self.o["patience"] is not None and self.epoch - 1 - self.best_epoch >= self.o["patience"]
+        patience = self.settings.patience
+        return patience is not None and self.epoch - 1 - self.best_epoch >= patience
 
     def _one_epoch(self) -> None:
-        o = self.o
-        plan = BatchPlan(self.windows, o["batch_size"], o["seed"], self.epoch, bucket=o["bucket"])
-        bar = _bar(len(plan), self.batch, f"epoch {self.epoch + 1}/{o['epochs']}") if o["progress"] else None
-        started, first = time.monotonic(), self.batch
+        s = self.settings
+        plan = BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket)
+        self.log.start_bar(len(plan), self.batch, f"epoch {self.epoch + 1}/{s.epochs}")
+        self.started, first = time.monotonic(), self.batch
         self.model.train()
         for batch in plan.batches(start=self.batch):
-            rate = o["lr"] * self.schedule(self.epoch + self.batch / len(plan), o["epochs"])
+            rate = s.lr * s.schedule(self.epoch + self.batch / len(plan), s.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._one_step(batch)
             self.batch += 1
             self.step += 1
-            if bar is not None:
-                bar.update()
-            if self.step % o["log_every"] == 0:
-                seconds = (time.monotonic() - started) / (self.batch - first)
+            self.log.advance()
+            if self.step % s.log_every == 0:
+                means = self._take_means()
+                seconds = (time.monotonic() - self.started) / (self.batch - first)
                 entry = {"kind": "step", "step": self.step, "epoch": self.epoch, "lr": rate, "step_s": seconds}
-                means = self._mean_terms()
-                self._log({**entry, **means})
-                if bar is not None:
-                    bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
-            if self.folder is not None and time.monotonic() - self.saved_at >= o["checkpoint_every_s"]:
+                self.log.write({**entry, **means})
+                self.log.show(means)
+            if self.folder is not None and time.monotonic() - self.saved_at >= s.checkpoint_every_s:
                 self._save()
-        if bar is not None:
-            bar.close()
-        self._mean_terms()
-        train_s = time.monotonic() - started
-        found = evaluate(self.model, self.data, "valid", exclude=o["exclude"], precision=o["precision"])
-        self._finish_epoch(found, train_s, time.monotonic() - started - train_s)
+        self.log.stop_bar()
+        self._take_means()
+        self._check_weights()
+        self.train_s += time.monotonic() - self.started
+        self.started = time.monotonic()
+        found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision)
+        self._finish_epoch(found, time.monotonic() - self.started)
 
     def _one_step(self, batch: Tensor) -> None:
-        with autocast(self.device, self.o["precision"]):
+        with autocast(self.device, self.settings.precision):
             loss = self.model.loss(batch, validate=False)
-        for name, value in loss.terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
-            self._check_finite(loss.terms)
+            self._check_finite(loss.terms, f"step {self.step + 1}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        if self.o["max_grad_norm"] is not None:
-            clip_members_(self.parameters, self.o["max_grad_norm"])
+        if self.settings.max_grad_norm is not None:
+            norms = clip_members_(self.parameters, self.settings.max_grad_norm)
+            if self.device.type == "cpu":
+                told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
+                self._check_finite(told, f"step {self.step + 1}")
         self.optimizer.step()
 
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
+    def _check_finite(self, terms: Mapping[str, Tensor], when: str) -> None:
         for name, value in terms.items():
             if not bool(torch.isfinite(value)):
                 fix = "Lower lr, raise the temperature or set max_grad_norm; the last good checkpoint was kept."
-                where = f"fit: step {self.step}, term {name!r}"
-                raise EnsembleKDError(where, "a finite loss", str(float(value)), fix)
+                raise EnsembleKDError(f"fit: {when}, term {name!r}", "a finite value", str(float(value)), fix)
 
-    def _mean_terms(self) -> dict[str, float]:
-        self._check_finite(self.sums)
-        steps = self.step % self.o["log_every"] or self.o["log_every"]
-        means = {name: float(value) / steps for name, value in self.sums.items()}
-        self.sums = {}
+    def _check_weights(self) -> None:
+        """Keep weights that are lost out of checkpoints; one step's gradient can spoil them under a finite loss."""
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                fix = "Lower lr or set max_grad_norm; the last good checkpoint was kept."
+                raise EnsembleKDError(f"fit: step {self.step}, weights {name!r}", "finite weights", "inf or nan", fix)
+
+    def _take_means(self) -> dict[str, float]:
+        """Means since the last entry, which then count in the epoch's."""
+        self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
+        means = self.recent.values()
+        self.whole.add(self.recent.sums, self.recent.steps)
+        self.recent = Means()
         return means
 
-    def _finish_epoch(self, found: Evaluation, train_s: float, valid_s: float) -> None:
-        score = found.rows["ensemble"][METRIC]
-        if self.best_epoch < 0 or score > self.best_rows["ensemble"][METRIC]:
-            self.best_epoch, self.best_rows = self.epoch, {s: dict(row) for s, row in found.rows.items()}
+    def _finish_epoch(self, found: Evaluation, valid_s: float) -> None:
+        rows = {scorer: dict(row) for scorer, row in found.rows.items()}
+        score = rows["ensemble"][METRIC]
+        better = self.best_epoch < 0 or score > self.best_rows["ensemble"][METRIC]
+        if better:
+            self.best_epoch, self.best_rows = self.epoch, rows
             self.best_state = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-            if self.folder is not None:
-                content = {"model": self.best_state, "epoch": self.epoch, "valid": self.best_rows}
-                checkpoints.save(self.folder / "best.pt", content)
-        entry = {"kind": "epoch", "epoch": self.epoch, "step": self.step, "train_s": train_s, "valid_s": valid_s}
-        entry["valid"] = {s: dict(row) for s, row in found.rows.items()}
+        entry = {"kind": "epoch", "epoch": self.epoch, "step": self.step, "train_s": self.train_s, "valid_s": valid_s}
+        entry |= {"train": self.whole.values(), "valid": rows}
         self.history.append(entry)
-        self.epoch, self.batch = self.epoch + 1, 0
-        self._log(entry)
-        if self.o["progress"]:
-            members = [row[METRIC] for s, row in found.rows.items() if s != "ensemble"]
-            mean = sum(members) / len(members)
-            print(f"epoch {self.epoch}: valid {METRIC} ensemble {score:.4f}, members' mean {mean:.4f}, {train_s:.1f} s")
-        if self.folder is not None:
-            self._save()
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        if self.folder is not None:
-            with (self.folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        if self.writer is not None:
-            for name, value in entry.items():
-                if isinstance(value, float):
-                    self.writer.add_scalar(f"{entry['kind']}/{name}", value, self.step)
-            for scorer, row in entry.get("valid", {}).items():
-                self.writer.add_scalar(f"valid {METRIC}/{scorer}", row[METRIC], self.step)
-        if self.o["callback"] is not None:
-            self.o["callback"](entry)
+        members = [row[METRIC] for scorer, row in rows.items() if scorer != "ensemble"]
+        mean, seconds = sum(members) / len(members), self.train_s
+        self.epoch, self.batch, self.train_s, self.whole = self.epoch + 1, 0, 0.0, Means()
+        self.log.write(entry)
+        self.log.say(
+            f"epoch {self.epoch}: valid {METRIC} ensemble {score:.4f}, members' mean {mean:.4f}, {seconds:.1f} s"
+        )
+        self._save()
+        # After last.pt, which holds the same weights: a run killed between the two finds them there.
+        if better:
+            self._save_best()
 
     def _save(self) -> None:
-        assert self.folder is not None
-        self._check_finite(self.sums)
+        if self.folder is None:
+            return
+        self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
+        self._check_weights()
         content = {
             "fingerprint": self.fingerprint,
+            "rates": self.settings.rates(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": checkpoints.random_state(),
-            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step},
+            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "entries": self.log.entries},
+            "train_s": self.train_s + (time.monotonic() - self.started if self.batch else 0.0),
             "best": {"epoch": self.best_epoch, "rows": self.best_rows},
             "history": self.history,
-            "sums": self.sums,
+            "means": [{"sums": m.sums, "steps": m.steps} for m in (self.recent, self.whole)],
         }
         checkpoints.save(self.folder / "last.pt", content)
         self.saved_at = time.monotonic()
+
+    def _save_best(self) -> None:
+        if self.folder is not None:
+            content = {"model": self.best_state, "epoch": self.best_epoch, "valid": self.best_rows}
+            checkpoints.save(self.folder / "best.pt", content)
 
     def _resume(self) -> None:
         assert self.folder is not None
         path = self.folder / "last.pt"
         saved = checkpoints.load(path, device=self.device)
         if "fingerprint" not in saved:
-            raise EnsembleKDError(
-                "resume", "a last.pt written by fit", str(path), "Resume from the output_dir of a run."
-            )
-        ours, theirs = self.fingerprint, saved["fingerprint"]
-        differing = [f"{k}: {theirs.get(k)} then, {ours.get(k)} now" for k in ours if ours[k] != theirs.get(k)]
-        if differing:
-            fix = "Resume with the settings of the first call, or choose another output_dir."
-            raise EnsembleKDError("resume", "the run that wrote the checkpoint", "; ".join(differing), fix)
+            fix = "Resume from the output_dir of a run."
+            raise EnsembleKDError("resume", "a last.pt written by fit", str(path), fix)
+        check_same_run(saved["fingerprint"], self.fingerprint, saved["rates"], self.settings.rates())
+        position = saved["position"]
+        self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
+        self.best_epoch, self.best_rows = saved["best"]["epoch"], saved["best"]["rows"]
+        self.history, self.train_s = saved["history"], saved["train_s"]
+        self.recent, self.whole = (Means(m["sums"], m["steps"]) for m in saved["means"])
+        self._find_best(saved["model"])
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.epoch, self.batch, self.step = (saved["position"][k] for k in ("epoch", "batch", "step"))
-        self.best_epoch, self.best_rows = saved["best"]["epoch"], saved["best"]["rows"]
-        self.history, self.sums = saved["history"], saved["sums"]
-        if self.best_epoch >= 0:
-            self.best_state = checkpoints.load(self.folder / "best.pt", device=self.device)["model"]
-        _keep_until(self.folder / "log.jsonl", self.step)
+        self.log.open(entries=position["entries"], step=self.step)
         checkpoints.set_random_state(saved["random"])
+        self.saved_at = time.monotonic()
+
+    def _find_best(self, last: dict[str, Tensor]) -> None:
+        """The weights of the best epoch: in best.pt, or in last.pt where the run was killed before best.pt was."""
+        assert self.folder is not None
+        path = self.folder / "best.pt"
+        if self.best_epoch < 0:
+            path.unlink(missing_ok=True)  # of an earlier run
+        elif (self.epoch, self.batch) == (self.best_epoch + 1, 0):
+            self.best_state = last
+            self._save_best()
+        else:
+            kept = checkpoints.load(path, device=self.device)
+            if kept.get("epoch") != self.best_epoch or "model" not in kept:
+                fix = "Put back the best.pt that was written with last.pt, or start anew."
+                raise EnsembleKDError("resume", f"best.pt of epoch {self.best_epoch}", kept.get("epoch"), fix)
+            self.best_state = kept["model"]
 
 
-def _keep_until(log: Path, step: int) -> None:
-    """Drop the entries after the checkpoint, which the resumed run writes again; also a last line cut short."""
-    kept = []
-    for line in log.read_text().splitlines() if log.exists() else ():
-        with suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    log.write_text("".join(kept))
-
-
-def _bar(total: int, initial: int, text: str) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=total, initial=initial, desc=text, leave=False, mininterval=1.0)
+def _window(model: EnsembleKD, window: int | None) -> int:
+    """The window's length. Next-item training reads all but the newest item, so one more than the encoder reads."""
+    more = 1 if isinstance(model.objective, NextItem) else 0
+    if window is None:
+        return min(model.max_len or WINDOW, WINDOW) + more
+    if model.max_len is not None and window > model.max_len + more:
+        fix = "Use a shorter window, or an encoder with a larger max_len."
+        raise EnsembleKDError("fit", f"window <= {model.max_len + more}, which the encoder can read", window, fix)
+    return window

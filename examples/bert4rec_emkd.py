@@ -19,7 +19,6 @@ if __name__ == "__main__":
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=2)
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
     run(
         args,
         lambda data: (

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, fit
+from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, NextItem, fit
 from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
-from ensemble_kd.training import Cosine, Schedule, StepDecay
+from ensemble_kd.schedules import Cosine, Schedule, StepDecay
 
 
 def flags(description: str | None, **defaults: object) -> argparse.ArgumentParser:
@@ -23,11 +23,13 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", type=Path, help="text file, a user a line: id item item ...; default: synthetic data")
     p.add_argument("--attributes", type=Path, help="JSON file {item id: [attribute ids]}")
+    p.add_argument("--users", type=int, default=2000, help="of the synthetic data")
+    p.add_argument("--items", type=int, default=600, help="of the synthetic data, at least 80")
     p.add_argument("--n", type=int, default=3, help="members")
     p.add_argument("--views", type=int, default=2, help="M, views of each sequence")
     p.add_argument("--d-model", type=int, default=64)
     p.add_argument("--dropout", type=float, default=0.2)
-    p.add_argument("--window", type=int, default=20, help="longest training sequence")
+    p.add_argument("--window", type=int, default=20, help="most items that the encoder reads")
     p.add_argument("--window-step", type=int, default=1)
     p.add_argument("--epochs", type=int, default=12)
     p.add_argument("--batch-size", type=int, default=256)
@@ -38,6 +40,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--lambda", dest="lambda_", type=float, default=0.01, help="weight of ICL + CCL; 0: without")
     p.add_argument("--mu", type=float, default=0.001, help="weight of KD; 0: without")
     p.add_argument("--ap", type=float, default=1.0, help="weight of attribute prediction; 0: without")
+    p.add_argument("--classifier", choices=("linear", "tied"), default="linear", help="own weights, or the embedding's")
     p.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--patience", type=int, help="stop after so many epochs without a better validation")
@@ -54,7 +57,7 @@ def run(
     args: argparse.Namespace, encoder: Callable[[SequenceData], Callable[[], nn.Module]], objective: Objective
 ) -> None:
     """Train, evaluate on the test items, recommend, and draw the curves."""
-    data = read_text(args.data, args.attributes) if args.data else synthetic()
+    data = read_text(args.data, args.attributes) if args.data else synthetic(args.users, args.items)
     print(data)
     with_attributes = data.item_attributes is not None
     terms = [args.ap * AP()] * with_attributes
@@ -67,6 +70,7 @@ def run(
         objective=objective,
         losses=sum(terms),  # type: ignore[arg-type]
         item_attributes=data.item_attributes,
+        classifier=args.classifier,
         seed=args.seed,
     ).to(args.device)
     schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
@@ -79,7 +83,7 @@ def run(
         lr=args.lr,
         weight_decay=args.weight_decay,
         schedule=schedule,
-        window=args.window,
+        window=args.window + isinstance(objective, NextItem),  # whose newest item is a target and no input
         window_step=args.window_step,
         precision=args.precision,
         exclude=args.exclude,
@@ -92,17 +96,18 @@ def run(
     minutes = (time.monotonic() - started) / 60
 
     test = evaluate(model, data, "test", exclude=args.exclude)
-    popularity = evaluate_popularity(data, "test", exclude=args.exclude)
+    popularity = evaluate_popularity(data, "test", exclude=args.exclude, max_len=args.window)
     rows = {**popularity.rows, **test.rows}
     print(f"\n{table(rows)}\n{test.protocol}; weights of epoch {result.best_epoch + 1} of {len(result.history)}")
     members = [test.rows[f"member {i}"]["NDCG@10"] for i in range(args.n)]
-    gain = test.rows["ensemble"]["NDCG@10"] / (sum(members) / args.n) - 1
+    gain = test.rows["ensemble"]["NDCG@10"] / max(sum(members) / args.n, 1e-9) - 1
     print(f"NDCG@10 of the ensemble over its members' mean: {gain:+.1%}. Trained in {minutes:.1f} minutes.")
     (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
 
-    seen = data.inputs("test", args.window)[:1]
-    items, scores = model.recommend(seen[:, seen[0] != 0].to(args.device), k=10)
-    print(f"\nUser 0 saw items {seen[seen != 0].tolist()}, then {data.target('test')[0].item()}. Recommended:")
+    seen = data.inputs("test", data.max_history)[:1]
+    seen = seen[:, seen[0] != 0]  # all of it, so that none of it is recommended; the encoder reads the newest
+    items, scores = model.recommend(seen.to(args.device), k=10)
+    print(f"\nUser 0 saw items {seen[0].tolist()}, then {data.target('test')[0].item()}. Recommended:")
     print("  ".join(f"{item} ({score:.2f})" for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)))
     draw_curves(result.history, args.output / "curves.png")
 

@@ -1,0 +1,71 @@
+"""Learning rates over a run, as functions of the epoch alone: without state, a run resumes exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from ensemble_kd.errors import EnsembleKDError
+
+
+class Schedule(Protocol):
+    """The learning rate as a share of the first one."""
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        """Share at ``epoch`` (fractional, from 0) of ``epochs``."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Multiply by ``factor`` after every ``every`` epochs; every=100 is the paper's (Sec. 4.1.4, factor not given).
+
+    Raises:
+        EnsembleKDError: every < 1, or factor outside (0, 1].
+
+    Examples:
+        >>> StepDecay()(99.5, 250), StepDecay()(100.0, 250)
+        (1.0, 0.1)
+    """
+
+    every: int = 100
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check("StepDecay", "every >= 1", self.every, self.every >= 1)
+        _check("StepDecay", "factor in (0, 1]", self.factor, 0 < self.factor <= 1)
+
+    def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
+        return float(self.factor ** (epoch // self.every))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Rise linearly over ``warmup`` epochs, then fall along a cosine to ``floor`` at the end.
+
+    Raises:
+        EnsembleKDError: warmup that is negative or not finite, or floor outside [0, 1].
+
+    Examples:
+        >>> [Cosine(warmup=1)(epoch, 11) for epoch in (0.5, 1.0, 6.0, 11.0)]
+        [0.5, 1.0, 0.505, 0.01]
+    """
+
+    warmup: float = 0.0
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check("Cosine", "warmup >= 0", self.warmup, 0 <= self.warmup < math.inf)
+        _check("Cosine", "floor in [0, 1]", self.floor, 0 <= self.floor <= 1)
+
+    def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
+        if epoch < self.warmup:
+            return epoch / self.warmup
+        done = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
+        return round(self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))), 12)
+
+
+def _check(where: str, expected: str, got: float, ok: bool) -> None:
+    if not ok:
+        raise EnsembleKDError(where, expected, repr(got), "Pass such a number.")

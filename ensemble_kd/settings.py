@@ -1,0 +1,184 @@
+"""The settings of a training run: checked once, and compared when a run is resumed."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, get_args
+
+from torch import Tensor
+
+from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.evaluation import Exclude, Precision
+from ensemble_kd.schedules import Schedule
+
+Callback = Callable[[Mapping[str, Any]], None]
+MAX_NAMED = 5  # differences that an error lists
+SAMPLES = 4  # of the learning rate, in an epoch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of ``fit`` beside the model and the data; see there.
+
+    Raises:
+        EnsembleKDError: a value that cannot be used, before anything is trained or written.
+
+    Examples:
+        >>> from ensemble_kd.schedules import StepDecay
+        >>> Settings(
+        ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), max_grad_norm=None,
+        ...     window=None, window_step=1, bucket=True, precision="float32", exclude="history", patience=None,
+        ...     output_dir=None, resume=False, checkpoint_every_s=0.0, log_every=1, callback=None, progress=False,
+        ...     seed=0,
+        ... )
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: fit: expected epochs, a whole number >= 1, got 0. Pass such a number.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: Schedule
+    max_grad_norm: float | None
+    window: int | None
+    window_step: int
+    bucket: bool
+    precision: Precision
+    exclude: Exclude
+    patience: int | None
+    output_dir: str | PathLike[str] | None
+    resume: bool
+    checkpoint_every_s: float
+    log_every: int
+    callback: Callback | None
+    progress: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "window_step", "log_every"):
+            _whole(name, getattr(self, name), least=1)
+        _whole("seed", self.seed, least=0)
+        for name in ("window", "patience"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), least=1)
+        _number("lr", self.lr, above_zero=True)
+        _number("weight_decay", self.weight_decay)
+        _number("checkpoint_every_s", self.checkpoint_every_s, most=math.inf)
+        if self.max_grad_norm is not None:
+            _number("max_grad_norm", self.max_grad_norm, above_zero=True, most=math.inf)
+        for name, choices in (("precision", get_args(Precision)), ("exclude", get_args(Exclude))):
+            if getattr(self, name) not in choices:
+                expected = f"{name} " + " or ".join(map(repr, choices))
+                raise EnsembleKDError("fit", expected, repr(getattr(self, name)), "Choose one of these.")
+        if self.resume and self.output_dir is None:
+            raise EnsembleKDError("fit", "output_dir with resume=True", "None", "Say where the checkpoint is.")
+        self.rates()
+
+    def rates(self) -> list[float]:
+        """Samples of the learning rate over the whole run: what a schedule does, whatever object it is."""
+        shares = [self.schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
+        for i, share in enumerate(shares):
+            if not (math.isfinite(share) and share >= 0):
+                expected = "a schedule of finite shares >= 0"
+                raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
+        return [float(self.lr) * float(share) for share in shares]
+
+    def fingerprint(self, model: EnsembleKD, data: SequenceData, window: int) -> dict[str, str]:
+        """What must be the same for a run to go on exactly, by name; the schedule is compared by ``rates``.
+
+        Only values go in, never an object's address, so that another process with the same settings gets the same.
+        """
+        table = model.attribute_table
+        return {
+            **{name: repr(float(getattr(self, name))) for name in ("lr", "weight_decay")},
+            **{name: repr(getattr(self, name)) for name in ("batch_size", "seed", "window_step", "precision")},
+            "max_grad_norm": "None" if self.max_grad_norm is None else repr(float(self.max_grad_norm)),
+            "window": repr(window),
+            "bucket": repr(bool(self.bucket)),
+            "exclude": repr(self.exclude),
+            "data": f"{data!r} with checksum {_checksum(data.items, data.offsets)}",
+            "item_attributes": "None" if table is None else f"a table with checksum {_checksum(table)}",
+            "objective": _without_addresses(model.objective),
+            "losses": _without_addresses(model.losses),
+            "backend": repr(model.encoder.requested_backend),
+            **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
+            **_encoders(model),
+        }
+
+
+def check_same_run(
+    before: Mapping[str, str], now: Mapping[str, str], rates_before: Sequence[float], rates_now: Sequence[float]
+) -> None:
+    """Refuse to go on with a run under other settings. ``epochs`` may differ where the learning rates do not.
+
+    Raises:
+        EnsembleKDError: names what differs.
+
+    Examples:
+        >>> check_same_run({"seed": "0"}, {"seed": "1"}, [], [])
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: resume: expected the run that wrote the checkpoint, got seed: 0 then, \
+1 now. Resume with the settings of the first call, or choose another output_dir.
+    """
+    names = [*now, *(name for name in before if name not in now)]
+    differing = [
+        f"{name}: {before.get(name, 'nothing')} then, {now.get(name, 'nothing')} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    for i, (then, new) in enumerate(zip(rates_before, rates_now, strict=False)):
+        if then != new:
+            differing.append(f"learning rate at epoch {i / SAMPLES:g}: {then:g} then, {new:g} now (schedule, epochs)")
+            break
+    if differing:
+        if len(differing) > MAX_NAMED:
+            differing = [*differing[:MAX_NAMED], f"and {len(differing) - MAX_NAMED} more"]
+        fix = "Resume with the settings of the first call, or choose another output_dir."
+        raise EnsembleKDError("resume", "the run that wrote the checkpoint", "; ".join(differing), fix)
+
+
+def _encoders(model: EnsembleKD) -> dict[str, str]:
+    """The numbers and words that each module of each member was built with: a dropout rate is no parameter."""
+    told = {}
+    for i, member in enumerate(model.encoder._templates):
+        for path, module in member.named_modules():
+            plain = ", ".join(
+                f"{name}={value!r}"
+                for name, value in sorted(vars(module).items())
+                if name != "training" and not name.startswith("_") and isinstance(value, bool | int | float | str)
+            )
+            told[f"member {i}{path and '.' + path}"] = f"{type(module).__qualname__}({plain})"
+    return told
+
+
+def _checksum(*tensors: Tensor) -> str:
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.cpu().numpy().tobytes(), value)
+    return f"{value:08x}"
+
+
+def _without_addresses(value: object) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _whole(name: str, value: object, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise EnsembleKDError("fit", f"{name}, a whole number >= {least}", repr(value), "Pass such a number.")
+
+
+def _number(name: str, value: object, *, above_zero: bool = False, most: float = 1e300) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not 0 <= value <= most or (above_zero and value == 0):  # type: ignore[operator]
+        sign = ">" if above_zero else ">="
+        raise EnsembleKDError("fit", f"{name}, a finite number {sign} 0", repr(value), "Pass such a number.")
