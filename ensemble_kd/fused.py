@@ -290,7 +290,9 @@ def _walk(
     # Eager mode passes over its planes many times: a chunk of rows at a time they stay in the cache.
     chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" and function is _tile else rows
     tile = torch.empty(n * rows * v, dtype=product, device=device)
-    weights = torch.tensor([plan.ce_weight, plan.kd_weight / plan.temperature], dtype=dtype, device=device)
+    # Filled on the device: copying them there would wait for it.
+    scalars = (plan.ce_weight, plan.kd_weight / plan.temperature)
+    weights = torch.stack([torch.full((), scalar, dtype=dtype, device=device) for scalar in scalars])
     losses = torch.empty(n, t, dtype=dtype, device=device)
     kd_rows = torch.zeros(t, dtype=dtype, device=device)
     d_hidden = torch.empty(n, t, d, dtype=product, device=device) if needs[0] else None
