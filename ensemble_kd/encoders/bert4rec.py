@@ -68,16 +68,22 @@ class SequenceEncoder(nn.Module):
         """Dropout in training; x itself otherwise."""
         return dropout(x, self.dropout if self.training else 0.0)
 
-    def init_weights(self, std: float) -> None:
-        """Draw weights and plain parameters from N(0, std²) truncated at 2 std; biases and the padding row are zero."""
-        if not std > 0:
+    def init_weights(self, std: float | None) -> None:
+        """Draw weights and plain parameters from N(0, std²) truncated at 2 std; biases and the padding row are zero.
+
+        None: matrices by Glorot's uniform rule, which keeps a signal's size whatever the width, and the rest with 0.02.
+        """
+        if std is not None and not std > 0:
             raise EnsembleKDError(type(self).__name__, "init_std > 0", repr(std), "0.02 is the papers' value.")
+        glorot, std = std is None, std or 0.02
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 continue
             for name, parameter in module.named_parameters(recurse=False):
                 if name == "bias":
                     nn.init.zeros_(parameter)
+                elif glorot and isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(parameter)
                 else:
                     nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
         with torch.no_grad():
@@ -148,7 +154,9 @@ class BERT4Rec(SequenceEncoder):
         d_ff: width of the feed-forward net; ``4 * d_model``, as in the paper, where None.
         norm_first: normalise a sublayer's input (the code of EMKD) instead of its output (the paper).
         output_head: end with LayerNorm(GELU(h W + b)), as the paper's code does before the item classifier.
-        init_std: of the normal that weights are drawn from, truncated at two standard deviations.
+        init_std: of the normal that weights are drawn from, truncated at two standard deviations; 0.02 is the paper's.
+            None: Glorot's rule for matrices. At d = 64 a standard deviation of 0.02 lets 3 % of the context through an
+            attention layer, and a [mask], which knows nothing else, learns from it several times more slowly.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
@@ -176,7 +184,7 @@ class BERT4Rec(SequenceEncoder):
         d_ff: int | None = None,
         norm_first: bool = False,
         output_head: bool = False,
-        init_std: float = 0.02,
+        init_std: float | None = None,
     ) -> None:
         d_ff = 4 * d_model if d_ff is None else d_ff
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
