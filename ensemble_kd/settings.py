@@ -20,7 +20,7 @@ from ensemble_kd.schedules import Schedule
 
 Callback = Callable[[Mapping[str, Any]], None]
 MAX_NAMED = 5  # differences that an error lists
-SAMPLES = 4  # of the learning rate, in an epoch
+SAMPLES = 4  # of the schedule, in an epoch
 
 
 @dataclass(frozen=True)
@@ -75,36 +75,40 @@ class Settings:
         _number("checkpoint_every_s", self.checkpoint_every_s, most=math.inf)
         if self.max_grad_norm is not None:
             _number("max_grad_norm", self.max_grad_norm, above_zero=True, most=math.inf)
+        for name in ("lr", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) is not None:  # a NumPy number is a float, but no checkpoint may hold one
+                object.__setattr__(self, name, float(getattr(self, name)))
         for name, choices in (("precision", get_args(Precision)), ("exclude", get_args(Exclude))):
             if getattr(self, name) not in choices:
                 expected = f"{name} " + " or ".join(map(repr, choices))
                 raise EnsembleKDError("fit", expected, repr(getattr(self, name)), "Choose one of these.")
         if self.resume and self.output_dir is None:
             raise EnsembleKDError("fit", "output_dir with resume=True", "None", "Say where the checkpoint is.")
-        self.rates()
+        self.shares()
 
-    def rates(self) -> list[float]:
-        """Samples of the learning rate over the whole run: what a schedule does, whatever object it is."""
+    def shares(self) -> list[float]:
+        """Samples of the schedule over the whole run: what it does, whatever object it is."""
         shares = [self.schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
         for i, share in enumerate(shares):
             if not (math.isfinite(share) and share >= 0):
                 expected = "a schedule of finite shares >= 0"
                 raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
-        return [float(self.lr) * float(share) for share in shares]
+        return [float(share) for share in shares]
 
     def fingerprint(self, model: EnsembleKD, data: SequenceData, window: int) -> dict[str, str]:
-        """What must be the same for a run to go on exactly, by name; the schedule is compared by ``rates``.
+        """What must be the same for a run to go on exactly, by name; the schedule is compared by its ``shares``.
 
         Only values go in, never an object's address, so that another process with the same settings gets the same.
         """
         table = model.attribute_table
         return {
-            **{name: repr(float(getattr(self, name))) for name in ("lr", "weight_decay")},
-            **{name: repr(getattr(self, name)) for name in ("batch_size", "seed", "window_step", "precision")},
-            "max_grad_norm": "None" if self.max_grad_norm is None else repr(float(self.max_grad_norm)),
+            **{
+                name: repr(getattr(self, name))
+                for name in ("lr", "weight_decay", "max_grad_norm", "batch_size", "seed")
+            },
+            **{name: repr(getattr(self, name)) for name in ("window_step", "precision", "exclude")},
             "window": repr(window),
             "bucket": repr(bool(self.bucket)),
-            "exclude": repr(self.exclude),
             "data": f"{data!r} with checksum {_checksum(data.items, data.offsets)}",
             "item_attributes": "None" if table is None else f"a table with checksum {_checksum(table)}",
             "objective": _without_addresses(model.objective),
@@ -116,9 +120,9 @@ class Settings:
 
 
 def check_same_run(
-    before: Mapping[str, str], now: Mapping[str, str], rates_before: Sequence[float], rates_now: Sequence[float]
+    before: Mapping[str, str], now: Mapping[str, str], shares_before: Sequence[float], shares_now: Sequence[float]
 ) -> None:
-    """Refuse to go on with a run under other settings. ``epochs`` may differ where the learning rates do not.
+    """Refuse to go on with a run under other settings. ``epochs`` may differ where the schedule does not mind.
 
     Raises:
         EnsembleKDError: names what differs.
@@ -136,9 +140,9 @@ def check_same_run(
         for name in names
         if before.get(name) != now.get(name)
     ]
-    for i, (then, new) in enumerate(zip(rates_before, rates_now, strict=False)):
+    for i, (then, new) in enumerate(zip(shares_before, shares_now, strict=False)):
         if then != new:
-            differing.append(f"learning rate at epoch {i / SAMPLES:g}: {then:g} then, {new:g} now (schedule, epochs)")
+            differing.append(f"schedule at epoch {i / SAMPLES:g}: {then:g} then, {new:g} now")
             break
     if differing:
         if len(differing) > MAX_NAMED:

@@ -221,7 +221,7 @@ class _Run:
         self.started, first = time.monotonic(), self.batch
         self.model.train()
         for batch in plan.batches(start=self.batch):
-            rate = s.lr * s.schedule(self.epoch + self.batch / len(plan), s.epochs)
+            rate = s.lr * float(s.schedule(self.epoch + self.batch / len(plan), s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self._one_step(batch)
@@ -309,7 +309,7 @@ class _Run:
         self._check_weights()
         content = {
             "fingerprint": self.fingerprint,
-            "rates": self.settings.rates(),
+            "shares": self.settings.shares(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": checkpoints.random_state(),
@@ -334,7 +334,7 @@ class _Run:
         if "fingerprint" not in saved:
             fix = "Resume from the output_dir of a run."
             raise EnsembleKDError("resume", "a last.pt written by fit", str(path), fix)
-        check_same_run(saved["fingerprint"], self.fingerprint, saved["rates"], self.settings.rates())
+        check_same_run(saved["fingerprint"], self.fingerprint, saved["shares"], self.settings.shares())
         position = saved["position"]
         self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
         self.best_epoch, self.best_rows = saved["best"]["epoch"], saved["best"]["rows"]
