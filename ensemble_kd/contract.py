@@ -1,7 +1,7 @@
 """What the library asks of encoders and of batches, checked once, at the public boundary.
 
-A batch is item_ids (b, l) int64, 0 = padding on the left, 1..v items, v + 1 the mask token. An encoder maps it to hidden
-states (b, l, d), or (b, d) for the newest position alone.
+A batch is item_ids (b, l) int64, 0 = padding on the left, 1..v items, v + 1 the mask token. An encoder maps it to
+hidden states (b, l, d), or (b, d) for the newest position alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.stacking import StackedModule, seeded
+from ensemble_kd.stacking import StackedModule, first_line, is_whole
 
 
 class Attributes(Protocol):
@@ -35,10 +35,10 @@ def positive(name: str, value: object) -> int:
     Raises:
         EnsembleKDError: for anything else.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not (is_whole(value) and value >= 1):  # type: ignore[operator]
         fix = f"Pass {name}=..., or give the encoder an attribute of that name."
-        raise EnsembleKDError("EnsembleKD", f"{name} >= 1", repr(value), fix)
-    return value
+        raise EnsembleKDError("EnsembleKD", f"a whole number {name} >= 1", repr(value), fix)
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) -> None:
@@ -83,21 +83,27 @@ ends in padding. Pad on the left with 0 (ensemble_kd.adapters turns right paddin
         raise EnsembleKDError(where, f"rows of at least {at_least} items", "a shorter row", fix)
 
 
-def probe(encoder: StackedModule, *, max_len: int | None) -> Tensor:
+def probe(encoder: StackedModule, *, max_len: int | None, highest: int) -> Tensor:
     """Member 0's output on a tiny batch, (2, l, d) or (2, d), before any training time is lost.
 
+    ``highest`` is the largest id that the encoder must know.
+
     Raises:
-        EnsembleKDError: the encoder returns something else.
+        EnsembleKDError: the encoder returns something else, or fails.
     """
     ids = torch.ones(2, min(max_len or 4, 4), dtype=torch.long)
+    ids[1, -1] = highest
     ids = ids.to(next(encoder.parameters(), ids).device)
-    training = encoder.training
-    with torch.no_grad(), seeded(0):
+    with torch.no_grad(), encoder.undisturbed():
         encoder.eval()
         try:
             out = encoder.call_member(0, ids)
-        finally:
-            encoder.train(training)
+        except EnsembleKDError:
+            raise
+        except Exception as error:
+            expected = f"a module that reads item_ids {tuple(ids.shape)} with ids up to {highest}"
+            fix = "Its embedding needs V + 2 rows: padding, the items 1..V, the mask token. Call it by itself first."
+            raise EnsembleKDError("encoder", expected, first_line(error), fix) from error
     fix = "Return hidden states (b, l, d), or (b, d) for the newest position alone."
     if not isinstance(out, Tensor):
         raise EnsembleKDError("encoder output", "a tensor", type(out).__name__, fix)
@@ -106,6 +112,9 @@ def probe(encoder: StackedModule, *, max_len: int | None) -> Tensor:
         raise EnsembleKDError("encoder output", "hidden states (b, l, d) or (b, d)", got, fix)
     if not out.is_floating_point():
         raise EnsembleKDError("encoder output", "floating-point hidden states", str(out.dtype), fix)
+    if out.is_meta:
+        fix = "Look parameters up by their names in forward; a reference kept elsewhere is never trained."
+        raise EnsembleKDError("encoder output", "hidden states made of registered parameters", "others", fix)
     return out
 
 
@@ -131,7 +140,9 @@ def check_attributes(attributes: Attributes | None, num_items: int) -> None:
     Raises:
         EnsembleKDError: with the rows that it has and should have.
     """
-    if attributes is not None and (attributes.num_attributes < 1 or len(attributes.table) != num_items + 2):
-        got = f"{len(attributes.table)} rows and {attributes.num_attributes} attributes"
+    table, classes = getattr(attributes, "table", None), getattr(attributes, "num_attributes", 0)
+    if attributes is not None and (not isinstance(table, Tensor) or classes < 1 or len(table) != num_items + 2):
+        rows = f"{len(table)} rows and {classes} attributes" if isinstance(table, Tensor) else None
+        got = rows or type(attributes).__name__
         fix = "Build them with ItemAttributes.from_dict(..., num_items)."
         raise EnsembleKDError("item_attributes", f"a table of {num_items + 2} rows and >= 1 attributes", got, fix)

@@ -16,8 +16,8 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.fused import item_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
-from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective
-from ensemble_kd.stacking import Backend, StackedModule, build_members
+from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
+from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
 
 
 class Step(NamedTuple):
@@ -118,10 +118,11 @@ class EnsembleKD(nn.Module):
 
         The modules are copied, and stay as they are.
         """
+        check_members(members, where="from_members")  # of the originals, since copies share nothing
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._build(
-            [copy.deepcopy(member) for member in members],
+            [duplicate(member) for member in members],
             num_items=num_items,
             objective=objective,
             losses=losses,
@@ -146,7 +147,7 @@ class EnsembleKD(nn.Module):
         seed: int,
         backend: Backend,
     ) -> None:
-        first = members[0] if members else None
+        first = members[0]
         self.num_items = positive(
             "num_items", num_items if num_items is not None else getattr(first, "num_items", None)
         )
@@ -154,24 +155,29 @@ class EnsembleKD(nn.Module):
         self.max_len = None if length is None else positive("max_len", length)
         causal = bool(getattr(first, "causal", False))
         self.encoder = StackedModule(members, backend=backend)
-        out = probe(self.encoder, max_len=self.max_len)
+        out = probe(self.encoder, max_len=self.max_len, highest=self.num_items)
         self.hidden_size, self.newest_only = out.shape[-1], out.ndim == 2
         default: Objective = NextItem() if causal or self.newest_only else MaskedItem()
         self.objective = default if objective is None else objective
+        if isinstance(self.objective, type) or not callable(getattr(self.objective, "draw", None)):
+            fix = "Pass one, such as objective=NextItem()."
+            raise EnsembleKDError("objective", "MaskedItem(...) or NextItem(...)", repr(objective), fix)
         if self.newest_only and isinstance(self.objective, MaskedItem):
             self.objective.draw(torch.ones(1, 1, dtype=torch.long), mask_token=2, newest_only=True)
+        if not self.objective.views_are_unmasked:
+            probe(self.encoder, max_len=self.max_len, highest=self.mask_token)
         check_attributes(item_attributes, self.num_items)
-        self.num_attributes = item_attributes.num_attributes if item_attributes else 0
-        table = item_attributes.table if item_attributes else None
+        self.num_attributes = 0 if item_attributes is None else item_attributes.num_attributes
+        table = None if item_attributes is None else item_attributes.table.to(out.device)
         self.register_buffer("attribute_table", table, persistent=False)
         self.losses = default_losses(with_attributes=item_attributes is not None) if losses is None else losses
         self.classifier = classifier
         n, d, tied = len(self), self.hidden_size, classifier != "linear"
         if tied:
             self._check_tie(d)
-        self.item_classifier = Heads(n, self.num_items, d, seed=seed, tied=tied, like=out)
+        self.item_classifier = Heads(n, self.num_items, d, seed=seed, stream=1, tied=tied, like=out)
         if self.num_attributes:
-            self.attribute_classifier = Heads(n, self.num_attributes, d, seed=seed, tied=False, like=out)
+            self.attribute_classifier = Heads(n, self.num_attributes, d, seed=seed, stream=2, tied=False, like=out)
 
     def _check_tie(self, d: int) -> None:
         where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
@@ -208,22 +214,36 @@ class EnsembleKD(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the ensemble."""
-        chosen = ", ".join(
-            f"{'train' if mode else 'eval'} on {device}: {name} ({why})"
-            for (mode, device), (name, why) in self.encoder.decisions.items()
-        )
+        chosen = ", ".join(f"{where}: {what}" for where, what in self.backend.items())
         return (
             f"n={len(self)}, num_items={self.num_items}, objective={self.objective!r}, losses={self.losses!r}, "
             f"classifier={self.classifier!r}, backend={self.encoder.requested_backend!r} [{chosen or 'undecided'}]"
         )
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """The backend that runs the members and why, for each mode and device that was in use so far.
+
+        Examples:
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=10), n=2)
+            >>> _ = model(torch.tensor([[1, 2, 3]]))
+            >>> model.backend
+            {'train on cpu': 'loop (on a CPU the loop is faster than vmap)'}
+        """
+        return {
+            f"{'train' if mode else 'eval'} on {device}": f"{name} ({why})"
+            for (mode, device), (name, why) in self.encoder.decisions.items()
+        }
 
     def classifier_weights(self) -> tuple[Tensor, Tensor]:
         """W (n, v, d) and b (n, v) of Eq. 5; row j scores item j + 1."""
         own = self.item_classifier.weight
         if own is not None:
             return own, self.item_classifier.bias
-        embedding: Tensor = self.encoder.get_parameter(self._tied_name)
-        return embedding[:, 1 : self.num_items + 1], self.item_classifier.bias
+        embedding = self.encoder.stacked_parameter(self._tied_name)
+        assert embedding is not None
+        return embedding[:, 1 : self.num_items + 1].to(self.item_classifier.bias.dtype), self.item_classifier.bias
 
     @property
     def device(self) -> torch.device:
@@ -268,11 +288,12 @@ class EnsembleKD(nn.Module):
         inputs = rearrange(draw.inputs, "m b l -> (m b) l")
         hidden = self._encode(torch.cat([inputs, draw.anchor]) if separate else inputs)
         rows = [m * len(item_ids), len(item_ids) if separate else 0]
+        product_dtype = _product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             views, anchor = hidden.split(rows, dim=1)
             if not separate:
                 anchor = views[:, : len(item_ids)]
-            return self._losses_of(draw, views, anchor, product_dtype=_product_dtype(hidden))
+            return self._losses_of(draw, views, anchor, product_dtype=product_dtype)
 
     def _losses_of(self, draw: Draw, views: Tensor, anchor: Tensor, *, product_dtype: torch.dtype) -> Step:
         named, m = self._terms, self.objective.views
@@ -309,10 +330,12 @@ class EnsembleKD(nn.Module):
             anchor = rearrange(anchor, "n b l d -> n (b l) d")
         items = draw.anchor_items.flatten()
         real = items != 0
-        if items.device.type == "cpu":  # elsewhere a selection would make the device report its size to the host
+        if selects(items):
             kept = real.nonzero()[:, 0]
             anchor, items, real = anchor.index_select(1, kept), items[kept], real[kept]
         logits = self.attribute_classifier.logits(anchor)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
         return ekd.attribute_cross_entropy(logits, self.attribute_table[items], real).sum()
 
     def _contrastive_losses(self, draw: Draw, views: Tensor, anchor: Tensor) -> dict[LossName, Tensor]:
@@ -373,10 +396,9 @@ class EnsembleKD(nn.Module):
             >>> sorted(items[0].tolist())
             [4, 5]
         """
-        if not 1 <= k <= self.num_items:
-            raise EnsembleKDError(
-                "recommend", f"1 <= k <= {self.num_items} (num_items)", str(k), "Ask for fewer items."
-            )
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.num_items:
+            expected = f"a whole number 1 <= k <= {self.num_items} (num_items)"
+            raise EnsembleKDError("recommend", expected, repr(k), "Ask for fewer items.")
         training = self.training
         self.eval()
         try:
@@ -391,7 +413,9 @@ class EnsembleKD(nn.Module):
     def member(self, i: int) -> EnsembleKD:
         """Member i alone, with a copy of its weights: an ``EnsembleKD`` of one, a module that scores by itself."""
         alone = copy.copy(self)
-        alone._parameters, alone._buffers, alone._modules = {}, dict(self._buffers), {}
+        # Registries of its own, hooks among them: what is done to the member must not reach the ensemble.
+        alone.__dict__.update({k: copy.copy(v) for k, v in self.__dict__.items() if isinstance(v, dict)})
+        alone._parameters, alone._modules = {}, {}
         alone.encoder = StackedModule([self.encoder.member(i)], backend=self.encoder.requested_backend)
         alone.item_classifier = self.item_classifier.member(i)
         if self.num_attributes:
@@ -418,7 +442,10 @@ def _positions_of(hidden: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """bfloat16 products where the encoder ran in it (autocast); half has too little range for logits' gradients."""
-    if hidden.dtype == torch.bfloat16:
-        return torch.bfloat16
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    """The autocast type where autocast is on (a final LayerNorm returns float32 under it), else the hidden states'.
+
+    Never float16, which has too little range for the gradients of logits.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    return torch.float32 if dtype == torch.float16 else dtype

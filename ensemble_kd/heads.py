@@ -18,11 +18,12 @@ class Heads(nn.Module):
         classes: c, items or attributes.
         d: hidden size.
         seed: the members' weights follow from it, each member's from its own stream.
+        stream: tells these heads from others of the same seed; not 0, which is the encoders'.
         tied: leave the weights out; the caller passes the embedding's.
         like: gives the dtype (float64, else float32) and the device.
 
     Examples:
-        >>> heads = Heads(2, 5, 4, seed=0, tied=False, like=torch.zeros(()))
+        >>> heads = Heads(2, 5, 4, seed=0, stream=1, tied=False, like=torch.zeros(()))
         >>> heads.logits(torch.ones(2, 3, 4)).shape
         torch.Size([2, 3, 5])
     """
@@ -30,13 +31,13 @@ class Heads(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter
 
-    def __init__(self, n: int, classes: int, d: int, *, seed: int, tied: bool, like: Tensor) -> None:
+    def __init__(self, n: int, classes: int, d: int, *, seed: int, stream: int, tied: bool, like: Tensor) -> None:
         super().__init__()
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         weights = []
         for i in range(n):
-            with seeded(member_seed(seed, i) ^ classes):  # a stream apart from the encoder's and the other heads'
-                weights.append(torch.randn(classes, d, dtype=dtype) * INIT_STD)
+            with seeded(member_seed(seed, i, stream)):
+                weights.append(torch.randn(0 if tied else classes, d, dtype=dtype) * INIT_STD)
         weight = None if tied else nn.Parameter(torch.stack(weights).to(like.device))
         self.register_parameter("weight", weight)
         self.bias = nn.Parameter(torch.zeros(n, classes, dtype=dtype, device=like.device))
@@ -50,7 +51,8 @@ class Heads(nn.Module):
         """A copy of member i's head, as n = 1."""
         alone = Heads.__new__(Heads)
         nn.Module.__init__(alone)
-        weight = None if self.weight is None else nn.Parameter(self.weight.detach()[i][None].clone())
-        alone.register_parameter("weight", weight)
-        alone.bias = nn.Parameter(self.bias.detach()[i][None].clone())
+        alone.train(self.training)
+        for name, own in self._parameters.items():
+            row = None if own is None else nn.Parameter(own.detach()[i][None].clone(), own.requires_grad)
+            alone.register_parameter(name, row)
         return alone

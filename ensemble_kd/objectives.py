@@ -7,6 +7,7 @@ given, so that a run can be repeated.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -57,8 +58,9 @@ class Objective(Protocol):
         ...
 
 
-def _check_ratio(where: str, value: float, *, above_zero: bool) -> None:
-    if not (0 < value <= 1 or (value == 0 and not above_zero)):
+def _check_ratio(where: str, value: object, *, above_zero: bool) -> None:
+    ratio = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    if not (0 < ratio <= 1 or (ratio == 0 and not above_zero)):
         interval = "(0, 1]" if above_zero else "[0, 1]"
         raise EnsembleKDError(where, f"a number in {interval}", repr(value), "Pass such a number.")
 
@@ -97,8 +99,10 @@ def mask_positions(
     b, length = item_ids.shape
     real = item_ids != 0
     # Two roundings, so that 0.07 * 100 = 7.000000000000001 asks for 7 positions and not for 8.
-    count = torch.ceil(real.sum(dim=1, dtype=torch.float64) * mask_ratio - 1e-9).long()
-    k = min(length, math.ceil(length * mask_ratio - 1e-9))
+    # At least one, however small the ratio; none in a row without items.
+    items = real.sum(dim=1)
+    count = torch.ceil(items.double() * mask_ratio - 1e-9).long().clamp(min=1).minimum(items)
+    k = min(length, max(1, math.ceil(length * mask_ratio - 1e-9)))
     score = torch.rand(views, b, length, generator=generator, device=item_ids.device)
     if newest is not None:
         drawn = torch.rand(views, b, generator=generator, device=item_ids.device) < newest
@@ -116,15 +120,19 @@ def _mask(item_ids: Tensor, positions: Tensor, valid: Tensor, mask_token: int) -
     return views.scatter(2, positions, new)
 
 
+def selects(batch: Tensor) -> bool:
+    """Whether to select the rows that count. An accelerator would report their number to the host and wait."""
+    return batch.device.type == "cpu"
+
+
 def _flatten(positions: Tensor, valid: Tensor, items: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Positions (m, b, k) as indices into the flattened (m b l), with the items that stand there."""
     m, b, _ = positions.shape
     row = torch.arange(m * b, device=positions.device).view(m, b, 1)
     targets = items.expand(m, -1, -1).gather(2, positions)
     flat, keep, targets = (row * length + positions).flatten(), valid.flatten(), targets.flatten()
-    if flat.device.type == "cpu":
+    if selects(flat):
         return flat[keep], targets[keep], None
-    # Selecting would make the device report their number to the host; carry the fillers along instead.
     return flat, targets.clamp(min=1), keep
 
 
@@ -147,7 +155,7 @@ class MaskedItem:
 
     Examples:
         >>> MaskedItem(mask_ratio=0.15, views=8)
-        MaskedItem(mask_ratio=0.15, views=8, newest=None)
+        MaskedItem(mask_ratio=0.15, views=8, newest=0.5)
     """
 
     mask_ratio: float = 0.2
