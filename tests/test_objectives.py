@@ -1,0 +1,191 @@
+"""How batches become inputs, targets and queries, counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd import ensemble as ensemble_module
+from ensemble_kd import objectives as objectives_module
+from ensemble_kd.data import ItemAttributes
+from ensemble_kd.encoders import BERT4Rec
+from ensemble_kd.objectives import mask_positions
+from tests import reference
+
+V, MASK = 30, 31
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def triangle(length: int = 20) -> Tensor:
+    """Row r has r + 1 items, all different."""
+    place = torch.arange(length)
+    return (place + 1).expand(length, -1) * (place >= length - 1 - place[:, None])
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.15, 0.2, 0.28, 0.55, 0.7, 1.0, 1])
+@pytest.mark.parametrize("newest", [None, 0.0, 0.5, 1.0])
+def test_exactly_the_share_of_real_items_is_masked(ratio: float, newest: float | None) -> None:
+    ids = triangle()
+    draw = MaskedItem(ratio, views=3, newest=newest).draw(ids, mask_token=MASK, generator=seeded())
+    masked = draw.inputs == MASK
+    for r in range(len(ids)):
+        assert masked[:, r].sum(dim=1).tolist() == [reference.mask_count(ratio, r + 1)] * 3
+    assert not bool((masked & (ids == 0)).any())
+    assert torch.equal(draw.inputs[~masked], ids.expand(3, -1, -1)[~masked])
+    assert draw.valid is None
+    assert torch.equal(draw.positions.sort().values, masked.flatten().nonzero()[:, 0])
+    assert torch.equal(draw.targets, ids.expand(3, -1, -1).flatten()[draw.positions])
+    assert draw.anchor is ids
+    assert draw.anchor_items is ids
+
+
+def test_a_tiny_ratio_masks_one_item_and_none_of_an_empty_row() -> None:
+    ids = torch.tensor([[0, 0, 0], [0, 0, 4], [1, 2, 3]])
+    for ratio in (1e-12, 1e-3, 0.3):
+        _, valid = mask_positions(ids, views=4, mask_ratio=ratio)
+        assert valid.sum(dim=-1).tolist() == [[0, 1, 1]] * 4
+
+
+@pytest.mark.parametrize(("newest", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (None, 0.2)])
+def test_the_newest_item_is_masked_as_often_as_asked(newest: float | None, share: float) -> None:
+    ids = torch.arange(1, 11).expand(2000, -1)
+    draw = MaskedItem(0.2, views=2, newest=newest).draw(ids, mask_token=MASK, generator=seeded())
+    got = float((draw.inputs[..., -1] == MASK).double().mean())
+    assert abs(got - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
+    rest = (draw.inputs[..., :-1] == MASK).double().mean(dim=(0, 1))  # the others by equal chance
+    assert float((rest - (2 - got) / 9).abs().max()) < 0.04
+
+
+def test_masks_repeat_with_a_generator_and_differ_between_views_and_calls() -> None:
+    ids = triangle()
+    objective = MaskedItem(0.3, views=2)
+    first, again, other = (objective.draw(ids, mask_token=MASK, generator=seeded(s)).inputs for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+    before = torch.get_rng_state()
+    objective.draw(ids, mask_token=MASK, generator=seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    globally = objective.draw(ids, mask_token=MASK).inputs
+    torch.manual_seed(3)
+    assert torch.equal(objective.draw(ids, mask_token=MASK).inputs, globally)
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_next_item_predicts_every_following_item(views: int) -> None:
+    ids = torch.tensor([[0, 0, 7, 8], [1, 2, 3, 4]])
+    draw = NextItem(views=views).draw(ids, mask_token=MASK)
+    assert torch.equal(draw.inputs, ids[:, :-1].expand(views, -1, -1))
+    here = [(2, 8), (3, 2), (4, 3), (5, 4)]  # into the flattened (b, l - 1): after 7, 1, 2, 3
+    assert list(zip(draw.positions.tolist(), draw.targets.tolist(), strict=True)) == [
+        (6 * view + at, item) for view in range(views) for at, item in here
+    ]
+    assert draw.anchor.tolist() == [[0, 0, 7], [1, 2, 3]]
+    assert draw.anchor_items.tolist() == [[0, 0, 8], [2, 3, 4]]
+
+
+def test_next_item_with_one_vector_a_sequence_predicts_the_newest() -> None:
+    ids = torch.tensor([[0, 0, 7, 8], [1, 2, 3, 4]])
+    draw = NextItem(views=2).draw(ids, mask_token=MASK, newest_only=True)
+    assert draw.positions.tolist() == [0, 1, 2, 3]
+    assert draw.targets.tolist() == [8, 4, 8, 4]
+    assert draw.anchor_items.tolist() == [[8], [4]]
+
+
+def test_next_item_masks_inputs_and_keeps_targets() -> None:
+    ids = triangle()[1:]
+    plain = NextItem(views=2).draw(ids, mask_token=MASK)
+    draw = NextItem(views=2, mask_ratio=0.4).draw(ids, mask_token=MASK, generator=seeded())
+    masked = draw.inputs == MASK
+    for r in range(len(ids)):
+        assert masked[:, r].sum(dim=1).tolist() == [reference.mask_count(0.4, r + 1)] * 2
+    assert not bool((masked & (ids[:, :-1] == 0)).any())
+    assert torch.equal(draw.positions, plain.positions)
+    assert torch.equal(draw.targets, plain.targets)
+    assert torch.equal(draw.anchor, ids[:, :-1])
+    assert (NextItem().views_are_unmasked, NextItem(mask_ratio=0.4).views_are_unmasked) == (True, False)
+
+
+def test_queries_end_in_what_is_scored_and_fit_the_encoder() -> None:
+    ids = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    masked, following = MaskedItem(), NextItem()
+    assert masked.query(ids, mask_token=MASK, max_len=None).tolist() == [[0, 1, 2, MASK], [3, 4, 5, MASK]]
+    assert masked.query(ids, mask_token=MASK, max_len=3).tolist() == [[1, 2, MASK], [4, 5, MASK]]
+    assert masked.query(ids, mask_token=MASK, max_len=1).tolist() == [[MASK], [MASK]]
+    assert following.query(ids, mask_token=MASK, max_len=None) is ids
+    assert following.query(ids, mask_token=MASK, max_len=2).tolist() == [[1, 2], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    "objective", [MaskedItem(0.3, views=2), MaskedItem(1.0, views=1), NextItem(), NextItem(views=2, mask_ratio=0.3)]
+)
+def test_the_path_of_accelerators_gives_the_same_losses(
+    objective: MaskedItem | NextItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attributes = ItemAttributes.from_dict({i: [1 + i % 3] for i in range(1, V, 2)}, V)
+    model = EnsembleKD(
+        lambda: BERT4Rec(V, d_model=8, num_heads=2, max_len=20, dropout=0.0),
+        n=2,
+        objective=objective,
+        losses=AP() + 0.1 * (ICL() + CCL()) + KD(),
+        item_attributes=attributes,
+    ).double()
+    ids = triangle(8)[1:]
+    results = []
+    for select in (True, False):
+        for module in (objectives_module, ensemble_module):
+            monkeypatch.setattr(module, "selects", lambda batch, select=select: select)
+        draw = objective.draw(ids, mask_token=MASK, generator=seeded())
+        assert (draw.valid is None) == select
+        model.zero_grad()
+        step = model.loss(ids, generator=seeded())
+        step.total.backward()
+        results.append((step, [p.grad for p in model.parameters()]))
+    (selected, grads), (carried, others) = results
+    torch.testing.assert_close(carried.total, selected.total)
+    torch.testing.assert_close(carried.terms, selected.terms)
+    torch.testing.assert_close(others, grads)
+
+
+ONE = "Pass such a number."
+REFUSED = {
+    "ratio 0": (lambda: MaskedItem(0.0), f"MaskedItem: mask_ratio: expected a number in (0, 1], got 0.0. {ONE}"),
+    "ratio 1.5": (lambda: MaskedItem(1.5), f"MaskedItem: mask_ratio: expected a number in (0, 1], got 1.5. {ONE}"),
+    "ratio nan": (lambda: MaskedItem(math.nan), f"MaskedItem: mask_ratio: expected a number in (0, 1], got nan. {ONE}"),
+    "ratio text": (lambda: MaskedItem("1"), f"MaskedItem: mask_ratio: expected a number in (0, 1], got '1'. {ONE}"),
+    "ratio True": (lambda: MaskedItem(True), f"MaskedItem: mask_ratio: expected a number in (0, 1], got True. {ONE}"),
+    "newest": (lambda: MaskedItem(newest=-0.1), f"MaskedItem: newest: expected a number in [0, 1], got -0.1. {ONE}"),
+    "next ratio": (
+        lambda: NextItem(mask_ratio=2),
+        f"NextItem: mask_ratio: expected a number in [0, 1], got 2. {ONE}",
+    ),
+    "views 0": (
+        lambda: MaskedItem(views=0),
+        "MaskedItem: views: expected a whole number of views >= 1, got 0. Pass views=1 or more.",
+    ),
+    "views 1.5": (
+        lambda: NextItem(views=1.5),
+        "NextItem: views: expected a whole number of views >= 1, got 1.5. Pass views=1 or more.",
+    ),
+    "one vector": (
+        lambda: MaskedItem().draw(torch.ones(1, 1, dtype=torch.long), mask_token=MASK, newest_only=True),
+        "MaskedItem: expected an encoder that returns (b, l, d), got one that returns (b, d). Masked positions need a "
+        "hidden state each: train this encoder with objective=NextItem().",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_named(name: str) -> None:
+    make, text = REFUSED[name]
+    with pytest.raises(EnsembleKDError) as caught:
+        make()
+    assert str(caught.value) == text
