@@ -1,0 +1,732 @@
+"""``EnsembleKD`` from the outside: construction, steps, scores, members, precision, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd import functional as F
+from ensemble_kd.data import ItemAttributes
+from ensemble_kd.encoders import BERT4Rec, SASRec
+from ensemble_kd.losses import Loss
+from tests import reference
+
+V, D = 12, 6
+ATTRIBUTES = ItemAttributes.from_dict({1: [1, 2], 2: [3], 5: [1], 7: [2, 3], 12: [1]}, V)
+ALL = AP() + 0.3 * ICL(temperature=0.5) + 0.2 * CCL(temperature=0.5) + 2.0 * KD(temperature=0.7)
+IDS = torch.tensor([[0, 0, 3, 7, 9], [4, 8, 12, 1, 2], [0, 5, 6, 5, 11]])
+
+
+class Rows(nn.Module):
+    """Knows items alone, so that every position can be computed by hand; logs what it is called with."""
+
+    num_items = V
+
+    def __init__(self, log: list[tuple[int, ...]] | None = None) -> None:
+        super().__init__()
+        self.item_embedding = nn.Embedding(V + 2, D)
+        self.log = log
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        if self.log is not None:
+            self.log.append(tuple(item_ids.shape))
+        return self.item_embedding(item_ids).tanh()
+
+
+class Newest(Rows):
+    """(b, d): the mean of the items."""
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return super().forward(item_ids).mean(dim=1)
+
+
+class Gone(Rows):
+    """Keeps no item row under the usual name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.item_embedding = self.item_embedding, nn.Identity()  # type: ignore[assignment]
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.table(item_ids)
+
+
+def loud(model: EnsembleKD) -> EnsembleKD:
+    """With large weights in the heads, so that no difference hides below a tolerance."""
+    for i, p in enumerate(model.parameters()):
+        with torch.no_grad():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64))
+    return model
+
+
+def make(encoder: Callable[[], nn.Module] = Rows, n: int = 3, **settings: Any) -> EnsembleKD:
+    settings = {"losses": 0, **settings}
+    return loud(EnsembleKD(encoder, n, **settings).double())
+
+
+def masks(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Construction
+
+
+def test_every_argument_but_the_first_has_a_default() -> None:
+    model = EnsembleKD(lambda: BERT4Rec(V, d_model=8, num_heads=2, max_len=6))
+    assert (len(model), model.num_items, model.max_len, model.mask_token) == (3, V, 6, V + 1)
+    assert isinstance(model.objective, MaskedItem)
+    assert list(model.loss(IDS).terms) == ["mip", "kd", "icl", "ccl"]
+    assert isinstance(EnsembleKD(lambda: SASRec(V, d_model=8, num_heads=2, max_len=6)).objective, NextItem)
+    assert isinstance(EnsembleKD(Newest).objective, NextItem)
+    assert "ap" in EnsembleKD(Rows, item_attributes=ATTRIBUTES).loss(IDS).terms
+
+
+def test_the_global_random_states_are_untouched_by_construction() -> None:
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]  # noqa: NPY002
+    model = EnsembleKD(lambda: BERT4Rec(V, d_model=8, num_heads=2, max_len=6), item_attributes=ATTRIBUTES)
+    model.member(1)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[index]  # noqa: NPY002
+    assert random.getstate() == states[2]
+
+
+def test_weights_follow_from_the_seed_and_member_0_not_from_n() -> None:
+    first, again, other, many = (
+        EnsembleKD(Rows, n, seed=s, item_attributes=ATTRIBUTES).state_dict()
+        for n, s in ((2, 0), (2, 0), (2, 1), (4, 0))
+    )
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        assert torch.equal(value, many[name][:2])
+        if not name.endswith("bias"):
+            assert not torch.equal(value, other[name])
+            assert not torch.equal(value[0], value[1])
+
+
+def test_state_names_and_loading(tmp_path: Path) -> None:
+    def encoder() -> nn.Module:
+        return BERT4Rec(V, d_model=8, num_heads=2, max_len=6)
+
+    model = EnsembleKD(encoder, 3, item_attributes=ATTRIBUTES)
+    plain = encoder().state_dict()
+    assert list(model.encoder.state_dict()) == list(plain)
+    assert all(value.shape == (3, *plain[name].shape) for name, value in model.encoder.state_dict().items())
+    heads = {
+        "item_classifier.weight",
+        "item_classifier.bias",
+        "attribute_classifier.weight",
+        "attribute_classifier.bias",
+    }
+    assert set(model.state_dict()) == {f"encoder.{name}" for name in plain} | heads
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = EnsembleKD(encoder, 3, item_attributes=ATTRIBUTES, seed=5)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
+    assert torch.equal(other.eval()(IDS), model.eval()(IDS))
+
+
+def test_from_members_takes_copies() -> None:
+    members = [Rows().double() for _ in range(2)]
+    rows = [m.item_embedding.weight for m in members]
+    before = [row.detach().clone() for row in rows]
+    model = EnsembleKD.from_members(members, losses=0, objective=NextItem())
+    hidden = model.hidden(IDS)
+    for i, member in enumerate(members):
+        assert torch.equal(hidden[i], member(IDS))
+    model.loss(IDS).total.backward()
+    loud(model)
+    for member, row, old in zip(members, rows, before, strict=True):
+        assert member.item_embedding.weight is row
+        assert row.grad is None
+        assert torch.equal(row, old)
+
+
+def test_from_members_takes_modules_that_kept_a_result() -> None:
+    class Keeping(Rows):
+        def forward(self, item_ids: Tensor) -> Tensor:
+            self.last = super().forward(item_ids)
+            return self.last
+
+    members = [Keeping(), Keeping()]
+    want = torch.stack([m(IDS) for m in members])
+    assert torch.equal(EnsembleKD.from_members(members).hidden(IDS), want)
+
+
+# Steps
+
+OBJECTIVES: list[MaskedItem | NextItem] = [
+    *(MaskedItem(0.5, views=m, newest=p) for m, p in ((1, None), (2, 0.5), (3, 1.0))),
+    *(NextItem(views=m, mask_ratio=r) for m in (1, 2) for r in (0.0, 0.4)),
+]
+
+
+def by_hand(model: EnsembleKD, ids: Tensor, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The step from stored logits and pairwise sums."""
+    draw = model.objective.draw(ids, mask_token=model.mask_token, newest_only=model.newest_only, generator=masks())
+    assert draw.valid is None
+    m, b, length = draw.inputs.shape
+    views = model.hidden(draw.inputs.flatten(0, 1)).unflatten(1, (m, b))
+    anchor = model.hidden(draw.anchor)
+    weight, bias = model.classifier_weights()
+    size = b if model.newest_only else b * length
+    terms = {name: torch.zeros((), dtype=torch.float64) for name in (model.objective.name, "kd", "ap")}
+    for view in range(m):
+        here = draw.positions // size == view
+        h = views[:, view].reshape(len(model), size, D)[:, draw.positions[here] % size]
+        logits = torch.einsum("ntd,nvd->ntv", h, weight) + bias[:, None]
+        terms[model.objective.name] = (
+            terms[model.objective.name] + F.item_cross_entropy(logits, draw.targets[here] - 1).sum()
+        )
+        for x in range(len(model)):
+            for y in range(len(model)):
+                if x != y:
+                    terms["kd"] = terms["kd"] + F.kl_divergence(logits[x], logits[y], temperature=0.7)
+    head, items = model.attribute_classifier, draw.anchor_items.flatten()
+    logits = torch.einsum("ntd,nad->nta", anchor.reshape(len(model), size, D), head.weight) + head.bias[:, None]
+    terms["ap"] = reference.ap(logits, ATTRIBUTES.table[items], items != 0).sum()
+
+    def pooled(h: Tensor, read: Tensor) -> Tensor:
+        return h if model.newest_only else F.pool_sequence(h, read != 0)
+
+    vectors = torch.stack([pooled(views[:, i], draw.inputs[i]) for i in range(m)], dim=1)
+    terms["icl"], terms["ccl"] = reference.contrast(pooled(anchor, draw.anchor), vectors, 0.5)
+    total = terms[model.objective.name]
+    for name, value in weights.items():
+        total = total + value * terms[name]
+    return total, terms
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+@pytest.mark.parametrize(
+    ("encoder", "objective"), [(Rows, o) for o in OBJECTIVES] + [(Newest, o) for o in OBJECTIVES if o.name == "nip"]
+)
+def test_a_step_is_what_its_terms_add_up_to(
+    encoder: Callable[[], nn.Module], objective: MaskedItem | NextItem, classifier: str, backend: str
+) -> None:
+    settings: dict[str, Any] = {"item_attributes": ATTRIBUTES, "classifier": classifier, "backend": backend}
+    model = make(encoder, objective=objective, losses=ALL, **settings)
+    step = model.loss(IDS, generator=masks())
+    step.total.backward()
+    grads = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    total, terms = by_hand(model, IDS, {"ap": 1.0, "icl": 0.3, "ccl": 0.2, "kd": 2.0})
+    total.backward()
+    torch.testing.assert_close(step.total, total)
+    assert step.terms.keys() == terms.keys()
+    for name, value in step.terms.items():
+        torch.testing.assert_close(value, terms[name].detach(), msg=name)
+        assert not value.requires_grad
+        assert value.ndim == 0
+    torch.testing.assert_close(grads, [p.grad for p in model.parameters()])
+    assert all(g is not None for g in grads)
+
+
+Want = list[tuple[int, int]]
+COMPUTED: list[tuple[MaskedItem | NextItem, Loss | int, Want]] = [
+    (MaskedItem(views=2), 0, [(6, 5)]),
+    (MaskedItem(views=2), KD(), [(6, 5)]),
+    (MaskedItem(views=2), 0 * AP() + 0 * ICL() + KD(), [(6, 5)]),
+    (MaskedItem(views=2), AP(), [(9, 5)]),
+    (MaskedItem(views=2), ICL(), [(9, 5)]),
+    (MaskedItem(views=3), AP() + CCL(), [(12, 5)]),
+    (NextItem(), 0, [(3, 4)]),
+    (NextItem(), AP() + KD(), [(3, 4)]),
+    (NextItem(views=2), AP(), [(6, 4)]),
+    (NextItem(), AP() + ICL(), [(6, 4)]),
+    (NextItem(views=2), CCL(), [(9, 4)]),
+    (NextItem(mask_ratio=0.3), AP(), [(6, 4)]),
+    (NextItem(mask_ratio=0.3), KD(), [(3, 4)]),
+]
+
+
+@pytest.mark.parametrize(("objective", "losses", "want"), COMPUTED)
+def test_a_step_reads_only_what_its_terms_need_in_one_call(
+    objective: MaskedItem | NextItem, losses: Loss | int, want: Want
+) -> None:
+    logs: list[list[tuple[int, ...]]] = []
+
+    def encoder() -> nn.Module:
+        logs.append([])
+        return Rows(logs[-1])
+
+    model = make(encoder, objective=objective, losses=losses, item_attributes=ATTRIBUTES)
+    for log in logs:
+        log.clear()
+    model.loss(IDS)
+    assert logs == [want] * 3
+
+
+def test_view_0_serves_as_the_anchor_of_next_item() -> None:
+    """With dropout two passes would differ: AP's loss is that of view 0's own hidden states."""
+
+    class Dropping(Rows):
+        def forward(self, item_ids: Tensor) -> Tensor:
+            self.last = nn.functional.dropout(super().forward(item_ids), 0.5, self.training)
+            return self.last
+
+    model = make(Dropping, n=1, objective=NextItem(views=2), losses=AP(), item_attributes=ATTRIBUTES)
+    got = model.loss(IDS).terms["ap"]
+    head, items = model.attribute_classifier, IDS[:, 1:].masked_fill(IDS[:, :-1] == 0, 0).flatten()
+    hidden = model.encoder._templates[0].last[:3].reshape(-1, D)  # type: ignore[union-attr, index]
+    logits = (hidden @ head.weight[0].T + head.bias[0])[None]
+    want = reference.ap(logits, ATTRIBUTES.table[items], items != 0).sum()
+    torch.testing.assert_close(got, want.detach())
+
+
+def test_one_member_has_nobody_to_learn_from() -> None:
+    for objective in (MaskedItem(0.5), NextItem()):
+        model = make(n=1, objective=objective, losses=ICL() + CCL() + KD())
+        terms = model.loss(IDS, generator=masks()).terms
+        assert (terms["ccl"].item(), terms["kd"].item()) == (0.0, 0.0)
+        assert terms["icl"].item() != 0
+        model.losses = 5.0 * CCL() + 5.0 * KD()
+        step = model.loss(IDS, generator=masks())
+        assert torch.equal(step.total.detach(), step.terms[objective.name])
+
+
+def test_losses_may_be_set_anew() -> None:
+    model = make(objective=MaskedItem(0.5), losses=ICL() + KD())
+    both = model.loss(IDS, generator=masks())
+    model.losses = 0.5 * KD()
+    one = model.loss(IDS, generator=masks())
+    model.losses = 0
+    none = model.loss(IDS, generator=masks())
+    assert list(both.terms) == ["mip", "kd", "icl"]
+    assert list(one.terms) == ["mip", "kd"]
+    assert list(none.terms) == ["mip"]
+    torch.testing.assert_close(both.total - none.total, (both.terms["icl"] + both.terms["kd"]))
+    torch.testing.assert_close(one.total - none.total, 0.5 * one.terms["kd"])
+    with pytest.raises(EnsembleKDError, match="AP needs"):
+        model.losses = AP()
+    assert model.losses == 0
+
+
+def test_equal_and_different_contrasts_agree_with_each_alone() -> None:
+    for losses in (ICL() + CCL(), ICL() + CCL(temperature=1.0), ICL(pool="mean") + CCL(variant="reference_code")):
+        model = make(objective=NextItem(views=2), losses=losses)
+        together = model.loss(IDS).terms
+        for _, term in losses.weighted():
+            model.losses = term
+            torch.testing.assert_close(model.loss(IDS).terms[term.name], together[term.name])
+
+
+def test_the_backends_give_the_same_step_and_gradients() -> None:
+    def encoder() -> nn.Module:
+        return BERT4Rec(V, d_model=8, num_heads=2, max_len=6, dropout=0.0)
+
+    results = []
+    for backend in ("loop", "vmap"):
+        model = make(encoder, losses=ALL, item_attributes=ATTRIBUTES, backend=backend)
+        step = model.loss(IDS, generator=masks())
+        step.total.backward()
+        results.append((step.total.detach(), step.terms, [p.grad for p in model.parameters()], model(IDS).detach()))
+        assert model.backend["train on cpu"].startswith(backend)
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_step_without_checks_is_the_same() -> None:
+    model = make(objective=MaskedItem(0.5), losses=KD())
+    checked, unchecked = (model.loss(IDS, generator=masks(), validate=v).total for v in (True, False))
+    assert torch.equal(checked, unchecked)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("classifier", ["linear", "tied", "item_embedding"])
+@pytest.mark.parametrize("encoder", [Rows, Newest])
+def test_scores_are_inner_products_and_their_mean(encoder: Callable[[], nn.Module], classifier: str) -> None:
+    model = make(encoder, objective=NextItem(), classifier=classifier)
+    scores = model.member_scores(IDS)
+    assert scores.shape == (3, 3, V + 1)
+    assert bool((scores[..., 0] == -torch.inf).all())
+    hidden = model.hidden(IDS)
+    newest = hidden if hidden.ndim == 3 else hidden[:, :, -1]
+    weight = model.item_classifier.weight
+    if classifier != "linear":
+        assert weight is None
+        weight = model.encoder.stacked_parameter("item_embedding.weight")[:, 1:-1]  # type: ignore[index]
+    for i in range(3):
+        want = newest[i] @ weight[i].T + model.item_classifier.bias[i]
+        torch.testing.assert_close(scores[i, :, 1:], want)
+    torch.testing.assert_close(model(IDS), scores.mean(dim=0))
+
+
+def test_masked_item_scores_at_an_appended_mask() -> None:
+    model = make(objective=MaskedItem())
+    at_mask = model.hidden(torch.full((1, 1), V + 1))[:, 0, 0]
+    weight, bias = model.classifier_weights()
+    want = torch.einsum("nd,nvd->nv", at_mask, weight) + bias
+    torch.testing.assert_close(model.member_scores(IDS)[:, 0, 1:], want)
+
+
+@pytest.mark.parametrize("encoder", [BERT4Rec, SASRec])
+def test_padding_changes_no_score(encoder: Callable[..., nn.Module]) -> None:
+    model = make(lambda: encoder(V, d_model=8, num_heads=2, max_len=9), n=2).eval()
+    wider = torch.cat([IDS.new_zeros(3, 3), IDS], dim=1)
+    torch.testing.assert_close(model(wider), model(IDS))
+    torch.testing.assert_close(model(IDS[:1, 2:]), model(IDS)[:1])
+    longer = torch.cat([torch.randint(1, V, (3, 20), generator=masks()), wider.clamp(min=1)], dim=1)
+    torch.testing.assert_close(model(longer), model(longer[:, -(8 if model.objective.name == "mip" else 9) :]))
+
+
+def test_recommendations_leave_out_what_was_seen() -> None:
+    model = make(objective=NextItem())
+    scores = model(IDS).detach()
+    items, values = model.recommend(IDS, k=V, exclude_seen=True)
+    for row, seen in enumerate(IDS.tolist()):
+        unseen = [i for i in range(1, V + 1) if i not in seen]
+        want = sorted(unseen, key=lambda i: -float(scores[row, i]))
+        assert items[row].tolist() == want + [0] * (V - len(want))
+        torch.testing.assert_close(values[row, : len(want)], scores[row, want])
+        assert bool((values[row, len(want) :] == -torch.inf).all())
+    every = model.recommend(IDS, k=V, exclude_seen=False)
+    assert every.items.sort().values.tolist() == [list(range(1, V + 1))] * 3
+    assert model.recommend(IDS, k=2).items.tolist() == items[:, :2].tolist()
+
+
+def test_recommending_takes_evaluation_mode_and_gives_it_back() -> None:
+    model = make(lambda: nn.Sequential(Rows(), nn.Dropout(0.5)), num_items=V)
+    assert torch.equal(model.recommend(IDS, k=3).scores, model.recommend(IDS, k=3).scores)
+    assert model.training
+    assert model.encoder.member(2).training
+    assert not model.recommend(IDS).scores.requires_grad
+
+
+# Members and copies
+
+
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+@pytest.mark.parametrize("objective", [MaskedItem(0.5), NextItem()])
+def test_a_member_scores_and_trains_as_its_row(objective: MaskedItem | NextItem, classifier: str) -> None:
+    model = make(objective=objective, classifier=classifier, losses=AP() + ICL(), item_attributes=ATTRIBUTES)
+    scores, items = model.member_scores(IDS).detach(), model.recommend(IDS, k=4)
+    parts = []
+    for i in range(3):
+        alone = model.member(i)
+        assert (len(alone), alone.training) == (1, True)
+        torch.testing.assert_close(alone.member_scores(IDS)[0], scores[i])
+        torch.testing.assert_close(alone(IDS), scores[i])
+        parts.append(alone.loss(IDS, generator=masks()).total)
+        parts[-1].backward()
+        alone.register_forward_hook(lambda *_: None)
+        alone.losses = 0
+        loud(alone)
+    assert not model._forward_hooks
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(model.recommend(IDS, k=4).scores, items.scores)
+    torch.testing.assert_close(model.loss(IDS, generator=masks()).total, torch.stack(parts).sum())
+
+
+def test_members_keep_what_is_frozen() -> None:
+    model = make(item_attributes=ATTRIBUTES)
+    model.item_classifier.requires_grad_(False)
+    model.encoder.requires_grad_(False)
+    frozen = {name for name, p in model.member(1).named_parameters() if not p.requires_grad}
+    assert frozen == {"encoder.item_embedding.weight", "item_classifier.weight", "item_classifier.bias"}
+    before = copy.deepcopy(model.state_dict())
+    model.losses = AP()
+    model.loss(IDS).total.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"attribute_classifier.weight", "attribute_classifier.bias"}
+
+
+def test_copies_and_pickles_score_alike_and_stand_apart() -> None:
+    model = make(losses=ALL, item_attributes=ATTRIBUTES)
+    want = model(IDS).detach().clone()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(IDS), want)
+        assert repr(twin) == repr(model)
+        torch.testing.assert_close(twin.loss(IDS, generator=masks()).total, model.loss(IDS, generator=masks()).total)
+        with torch.no_grad():
+            for p in twin.parameters():
+                p.zero_()
+    assert torch.equal(model(IDS), want)
+
+
+# Precision
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+def test_autocast_keeps_losses_and_scores_in_float32(backend: str, classifier: str) -> None:
+    def encoder() -> nn.Module:
+        return BERT4Rec(V, d_model=8, num_heads=2, max_len=6, dropout=0.0)
+
+    model = EnsembleKD(
+        encoder,
+        losses=ALL,
+        item_attributes=ATTRIBUTES,
+        backend=backend,
+        classifier=classifier,  # type: ignore[arg-type]
+    )
+    exact = model.loss(IDS, generator=masks())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step, scores = model.loss(IDS, generator=masks()), model(IDS)
+        members = model.member_scores(IDS)
+    step.total.backward()
+    assert {step.total.dtype, scores.dtype, members.dtype, *(t.dtype for t in step.terms.values())} == {torch.float32}
+    torch.testing.assert_close(step.total, exact.total, rtol=0.05, atol=0.05)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_float64_model_is_float64_throughout() -> None:
+    built = EnsembleKD(lambda: Rows().double(), losses=ALL, item_attributes=ATTRIBUTES)
+    moved = EnsembleKD(Rows, losses=ALL, item_attributes=ATTRIBUTES).to(torch.float64)
+    for model in (built, moved):
+        step = model.loss(IDS)
+        assert {step.total.dtype, *(t.dtype for t in step.terms.values())} == {torch.float64}
+        assert {model(IDS).dtype, model.member_scores(IDS).dtype} == {torch.float64}
+        assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+@pytest.mark.parametrize("out", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float64])
+def test_encoders_of_any_precision_train_and_score(stored: torch.dtype, out: torch.dtype, classifier: str) -> None:
+    class Mixed(Rows):
+        def forward(self, item_ids: Tensor) -> Tensor:
+            return super().forward(item_ids).to(out)
+
+    model = EnsembleKD(lambda: Mixed().to(stored), losses=ALL, item_attributes=ATTRIBUTES, classifier=classifier)
+    step = model.loss(IDS, generator=masks())
+    step.total.backward()
+    want = torch.float64 if out == torch.float64 else torch.float32
+    assert step.total.dtype == model(IDS).dtype == model.member_scores(IDS).dtype == want
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    torch.testing.assert_close(model(IDS), model.member_scores(IDS).mean(dim=0))
+
+
+# What is refused
+
+
+class Giving(Rows):
+    """Returns what it is told to."""
+
+    def __init__(self, give: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, item_ids: Tensor) -> Any:
+        return self.give(super().forward(item_ids))
+
+
+class Few(Rows):
+    """Lacks the row of the mask token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item_embedding = nn.Embedding(V + 1, D)
+
+
+class Listed(Rows):
+    """Reaches its parameter through a list, past the stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [self.item_embedding.weight]
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.weights[0][item_ids]
+
+
+SHAPES = "encoder output: expected hidden states (b, l, d) or (b, d), got "
+RETURN = "Return hidden states (b, l, d), or (b, d) for the newest position alone."
+LEFT = "Pad on the left with 0 (ensemble_kd.adapters turns right padding), and leave empty rows out."
+NUMBER = "Renumber the items from 1 without gaps, or raise num_items."
+ROWS = "Its embedding needs V + 2 rows: padding, the items 1..V, the mask token. Call it by itself first."
+TIE = 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "no num_items": (
+        lambda: EnsembleKD(lambda: nn.Embedding(9, 4)),
+        "EnsembleKD: expected a whole number num_items >= 1, got None. Pass num_items=..., or give the encoder an "
+        "attribute of that name.",
+    ),
+    "max_len 0": (
+        lambda: EnsembleKD(Rows, max_len=0),
+        "EnsembleKD: expected a whole number max_len >= 1, got 0. Pass max_len=..., or give the encoder an attribute "
+        "of that name.",
+    ),
+    "no module": (
+        lambda: EnsembleKD(lambda: None),  # type: ignore[arg-type, return-value]
+        "encoder_fn: expected an nn.Module, got NoneType. Return the module that maps item_ids (b, l) to hidden states "
+        "(b, l, d).",
+    ),
+    "from_members twice": (
+        lambda: EnsembleKD.from_members([Rows()] * 2),
+        "from_members: expected a new module for each member, got the same module twice. Build a new module for each "
+        "member, or they would share their weights.",
+    ),
+    "from no members": (
+        lambda: EnsembleKD.from_members([]),
+        "from_members: expected at least one member, got none. Pass one module or more.",
+    ),
+    "a tuple": (
+        lambda: EnsembleKD(lambda: Giving(lambda h: (h, h))),
+        f"encoder output: expected a tensor, got tuple. {RETURN}",
+    ),
+    "rank 4": (
+        lambda: EnsembleKD(lambda: Giving(lambda h: h[None])),
+        f"{SHAPES}(1, 2, 4, 6) for item_ids of shape (2, 4). {RETURN}",
+    ),
+    "rank 1": (
+        lambda: EnsembleKD(lambda: Giving(lambda h: h[:, 0, 0])),
+        f"{SHAPES}(2,) for item_ids of shape (2, 4). {RETURN}",
+    ),
+    "another length": (
+        lambda: EnsembleKD(lambda: Giving(lambda h: h[:, 1:])),
+        f"{SHAPES}(2, 3, 6) for item_ids of shape (2, 4). {RETURN}",
+    ),
+    "another length later": (
+        lambda: EnsembleKD(lambda: Giving(lambda h: h[:, :4])).loss(IDS),
+        "encoder output: expected (b, l, d), got (9, 4, 6) for item_ids of shape (9, 5). Return one hidden state per "
+        "input position, whatever the length.",
+    ),
+    "integers": (
+        lambda: EnsembleKD(lambda: Giving(lambda h: h.long())),
+        f"encoder output: expected floating-point hidden states, got torch.int64. {RETURN}",
+    ),
+    "no row for the mask": (
+        lambda: EnsembleKD(Few),
+        "encoder: expected a module that reads item_ids (2, 4) with ids up to 13, got IndexError: index out of range "
+        f"in self. {ROWS}",
+    ),
+    "no row for the last item": (
+        lambda: EnsembleKD(Few, num_items=V + 1, objective=NextItem()),
+        "encoder: expected a module that reads item_ids (2, 4) with ids up to 13, got IndexError: index out of range "
+        f"in self. {ROWS}",
+    ),
+    "a parameter in a list": (
+        lambda: EnsembleKD(Listed),
+        "encoder output: expected hidden states made of registered parameters, got others. Look parameters up by their "
+        "names in forward; a reference kept elsewhere is never trained.",
+    ),
+    "MaskedItem on (b, d)": (
+        lambda: EnsembleKD(Newest, objective=MaskedItem()),
+        "MaskedItem: expected an encoder that returns (b, l, d), got one that returns (b, d). Masked positions need a "
+        "hidden state each: train this encoder with objective=NextItem().",
+    ),
+    "a class for an objective": (
+        lambda: EnsembleKD(Rows, objective=NextItem),  # type: ignore[arg-type]
+        "objective: expected MaskedItem(...) or NextItem(...), got <class 'ensemble_kd.objectives.NextItem'>. Pass "
+        "one, such as objective=NextItem().",
+    ),
+    "a word for an objective": (
+        lambda: EnsembleKD(Rows, objective="mask"),  # type: ignore[arg-type]
+        "objective: expected MaskedItem(...) or NextItem(...), got 'mask'. Pass one, such as objective=NextItem().",
+    ),
+    "a class for a loss": (
+        lambda: EnsembleKD(Rows, losses=KD),  # type: ignore[arg-type]
+        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.KD'>. See "
+        "ensemble_kd.losses.",
+    ),
+    "AP without attributes": (
+        lambda: EnsembleKD(Rows, losses=AP() + KD()),
+        "losses: expected item_attributes, which AP needs, got none. Pass item_attributes, or leave AP out of losses.",
+    ),
+    "attributes of another catalogue": (
+        lambda: EnsembleKD(Rows, num_items=V - 1, item_attributes=ATTRIBUTES),
+        "item_attributes: expected a table of 13 rows and >= 1 attributes, got 14 rows and 3 attributes. Build them "
+        "with ItemAttributes.from_dict(..., num_items).",
+    ),
+    "a dictionary of attributes": (
+        lambda: EnsembleKD(Rows, item_attributes={1: [2]}),  # type: ignore[arg-type]
+        "item_attributes: expected a table of 14 rows and >= 1 attributes, got dict. Build them with "
+        "ItemAttributes.from_dict(..., num_items).",
+    ),
+    "no embedding to tie to": (
+        lambda: EnsembleKD(Gone, classifier="tied"),
+        f"classifier: expected 'linear', 'tied' or the path of an embedding, got 'tied'. {TIE}",
+    ),
+    "an embedding of another shape": (
+        lambda: EnsembleKD(Gone, classifier="table", num_items=V - 1),
+        f"classifier: expected an embedding of shape (13, 6), got table.weight of shape (14, 6). {TIE}",
+    ),
+    "a list of ids": (
+        lambda: make().loss([[1, 2]]),  # type: ignore[arg-type]
+        "loss: expected item_ids as an int64 tensor, got list. Convert them: item_ids.long().",
+    ),
+    "a float batch": (
+        lambda: make().loss(IDS.float()),
+        "loss: expected item_ids as an int64 tensor, got torch.float32. Convert them: item_ids.long().",
+    ),
+    "a batch of one axis": (
+        lambda: make()(IDS[0]),
+        "forward: expected item_ids of shape (b, l), got (5,). Pass a row for each sequence, item_ids[None] for one.",
+    ),
+    "an empty batch": (
+        lambda: make().member_scores(IDS[:0]),
+        "member_scores: expected item_ids of shape (b, l), got (0, 5). Pass a row for each sequence, item_ids[None] "
+        "for one.",
+    ),
+    "ids below 0": (lambda: make().loss(IDS - 1), f"loss: expected item_ids in 0..12, got -1. {NUMBER}"),
+    "the mask token in a loss": (lambda: make().loss(IDS + 1), f"loss: expected item_ids in 0..12, got 13. {NUMBER}"),
+    "ids above V + 1": (lambda: make().hidden(IDS + 2), f"hidden: expected item_ids in 0..13, got 14. {NUMBER}"),
+    "a row of padding": (
+        lambda: make().loss(IDS * torch.tensor([[1], [0], [1]])),
+        f"loss: expected an item in the last column of every row, got a row that ends in padding. {LEFT}",
+    ),
+    "padding inside": (
+        lambda: make().recommend(torch.tensor([[1, 0, 2]])),
+        f"forward: expected padding on the left only, got a row with 0 after an item. {LEFT}",
+    ),
+    "nothing to predict": (
+        lambda: make(objective=NextItem()).loss(torch.tensor([[0, 1], [2, 3]])),
+        "loss: expected rows of at least 2 items, got a shorter row. Leave shorter rows out: one item has no next item "
+        "to learn from.",
+    ),
+    "one sequence": (
+        lambda: make(losses=CCL()).loss(IDS[:1]),
+        "contrastive loss: expected at least 2 sequences in a batch, got 1. There are no negatives otherwise: use a "
+        "larger batch, or leave ICL and CCL out.",
+    ),
+    "a temperature of 0": (
+        lambda: ICL(temperature=0.0),
+        "ICL: temperature: expected a finite number > 0, got 0.0. Pass such a number.",
+    ),
+    "a negative weight": (
+        lambda: -1.0 * KD(),
+        "weight of a loss: expected a finite number >= 0, got -1.0. Pass such a number.",
+    ),
+    "k = 0": (
+        lambda: make().recommend(IDS, k=0),
+        "recommend: expected a whole number 1 <= k <= 12 (num_items), got 0. Ask for fewer items.",
+    ),
+    "k = 13": (
+        lambda: make().recommend(IDS, k=13),
+        "recommend: expected a whole number 1 <= k <= 12 (num_items), got 13. Ask for fewer items.",
+    ),
+    "k = 2.0": (
+        lambda: make().recommend(IDS, k=2.0),  # type: ignore[arg-type]
+        "recommend: expected a whole number 1 <= k <= 12 (num_items), got 2.0. Ask for fewer items.",
+    ),
+    "member 3 of 3": (lambda: make().member(3), "member: expected an index below 3, got 3. Count from 0."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_named(name: str) -> None:
+    attempt, text = REFUSED[name]
+    with pytest.raises(EnsembleKDError) as caught:
+        attempt()
+    assert str(caught.value) == text
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = EnsembleKD(Rows, np.int64(2), num_items=np.int64(V), seed=np.int64(1))  # type: ignore[arg-type]
+    assert (len(model), type(model.num_items)) == (2, int)
+
+
+def test_next_item_asks_for_no_row_of_the_mask_token() -> None:
+    assert EnsembleKD(Few, objective=NextItem()).loss(IDS).total.isfinite()
