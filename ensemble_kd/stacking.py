@@ -198,34 +198,32 @@ class StackedModule(nn.Module):
         lookup = [dict(m.named_parameters(remove_duplicate=False)) for m in members]
         buffers = [dict(m.named_buffers(remove_duplicate=False)) for m in members]
         stacked: dict[int, Tensor] = {}
+        nodes: dict[int, nn.Module] = {id(first): self}  # a module used under two names has one node under both
+        at: dict[str, nn.Module] = {}
+        # Into the registries by hand: the encoder's names may be those of our own methods, "member" say.
         for path, module in first.named_modules(remove_duplicate=False):
-            prefix = f"{path}." if path else ""
+            known, prefix = id(module) in nodes and module is not first, f"{path}." if path else ""
+            node = at[path] = nodes.setdefault(id(module), nn.Module())
+            if path:
+                parent, _, leaf = path.rpartition(".")
+                at[parent]._modules[leaf] = node
+            if known:
+                continue
             for name, parameter in module._parameters.items():
                 if parameter is None:
                     continue
                 if id(parameter) not in stacked:  # tied parameters are stacked once and registered under every name
                     values = torch.stack([m[prefix + name].detach() for m in lookup])
                     stacked[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-                # Into the registries by hand: the encoder's names may be those of our own methods, "member" say.
-                self._node(path)._parameters[name] = stacked[id(parameter)]  # type: ignore[assignment]
+                node._parameters[name] = stacked[id(parameter)]  # type: ignore[assignment]
             for name, buffer in module._buffers.items():
                 if buffer is None:
                     continue
                 if id(buffer) not in stacked:
                     stacked[id(buffer)] = torch.stack([m[prefix + name].detach() for m in buffers])
-                self._node(path)._buffers[name] = stacked[id(buffer)]
+                node._buffers[name] = stacked[id(buffer)]
                 if name in module._non_persistent_buffers_set:
-                    self._node(path)._non_persistent_buffers_set.add(name)
-
-    def _node(self, path: str) -> nn.Module:
-        node: nn.Module = self
-        for name in path.split(".") if path else ():
-            if name not in node._modules:
-                node._modules[name] = nn.Module()
-            child = node._modules[name]
-            assert child is not None
-            node = child
-        return node
+                    node._non_persistent_buffers_set.add(name)
 
     def stacked_parameter(self, name: str) -> Tensor | None:
         """The stacked parameter (n, \\*shape) of a dotted name of the encoder's, None where there is none."""
@@ -256,9 +254,17 @@ class StackedModule(nn.Module):
         return {**self.__dict__, "_templates": tuple(duplicate(template) for template in self._templates)}
 
     def _values(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Stacked parameters and buffers under every name, so that ties hold whatever ``.to()`` made of them."""
-        parameters: dict[str, Tensor] = dict(self.named_parameters(remove_duplicate=False))
-        return parameters, dict(self.named_buffers(remove_duplicate=False))
+        """Stacked parameters and buffers by name, a tied one under each of its names, a module under one path alone.
+
+        So ties hold whatever ``.to()`` made of them, and a call puts no tensor in its place twice.
+        """
+        parameters: dict[str, Tensor] = {}
+        buffers: dict[str, Tensor] = {}
+        for path, node in self.named_modules():
+            prefix = f"{path}." if path else ""
+            parameters.update({prefix + name: p for name, p in node._parameters.items() if p is not None})
+            buffers.update({prefix + name: b for name, b in node._buffers.items() if b is not None})
+        return parameters, buffers
 
     def member(self, i: int) -> nn.Module:
         """An ordinary module with the weights of member i, on the device of the stack; a copy."""
@@ -268,7 +274,7 @@ class StackedModule(nn.Module):
         parameters, buffers = self._values()
         values = {**parameters, **buffers}
         made: dict[int, Tensor] = {}
-        for path, child in module.named_modules(remove_duplicate=False):
+        for path, child in module.named_modules():
             prefix = f"{path}." if path else ""
             for registry in (child._parameters, child._buffers):
                 for name, tensor in registry.items():
