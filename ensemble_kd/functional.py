@@ -210,7 +210,8 @@ def attribute_cross_entropy(logits: Tensor, attributes: Tensor, real: Tensor) ->
 
     Examples:
         >>> attributes = torch.tensor([[2, -1], [0, 3]])
-        >>> attribute_cross_entropy(torch.zeros(1, 2, 4), attributes, torch.tensor([True, True])).exp().round(decimals=4)
+        >>> real = torch.tensor([True, True])
+        >>> attribute_cross_entropy(torch.zeros(1, 2, 4), attributes, real).exp().round(decimals=4)
         tensor([2.])
     """
     a = logits.shape[-1]

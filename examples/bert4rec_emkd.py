@@ -29,7 +29,7 @@ if __name__ == "__main__":
                 num_heads=args.num_heads,
                 max_len=args.window + 1,  # room for the [mask] that asks for the next item
                 dropout=args.dropout,
-            norm_first=True,  # as the authors' code of EMKD
+                norm_first=True,  # as the authors' code of EMKD
             )
         ),
         MaskedItem(mask_ratio=args.mask_ratio, views=args.views, newest=args.newest),

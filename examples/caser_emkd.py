@@ -18,12 +18,14 @@ if __name__ == "__main__":
     args = parser.parse_args()
     run(
         args,
-        lambda data: lambda: Caser(
-            data.num_items,
-            d_model=args.d_model,
-            window=args.filter_window,
-            max_len=args.window,
-            dropout=args.dropout,
+        lambda data: (
+            lambda: Caser(
+                data.num_items,
+                d_model=args.d_model,
+                window=args.filter_window,
+                max_len=args.window,
+                dropout=args.dropout,
+            )
         ),
         NextItem(views=args.views),
     )

@@ -18,12 +18,14 @@ if __name__ == "__main__":
     args = parser.parse_args()
     run(
         args,
-        lambda data: lambda: GRU4Rec(
-            data.num_items,
-            d_model=args.d_model,
-            num_layers=args.num_layers,
-            max_len=args.window,
-            dropout=args.dropout,
+        lambda data: (
+            lambda: GRU4Rec(
+                data.num_items,
+                d_model=args.d_model,
+                num_layers=args.num_layers,
+                max_len=args.window,
+                dropout=args.dropout,
+            )
         ),
         NextItem(views=args.views),
     )

@@ -19,13 +19,15 @@ if __name__ == "__main__":
     args = parser.parse_args()
     run(
         args,
-        lambda data: lambda: SASRec(
-            data.num_items,
-            d_model=args.d_model,
-            num_layers=args.num_layers,
-            num_heads=args.num_heads,
-            max_len=args.window,
-            dropout=args.dropout,
+        lambda data: (
+            lambda: SASRec(
+                data.num_items,
+                d_model=args.d_model,
+                num_layers=args.num_layers,
+                num_heads=args.num_heads,
+                max_len=args.window,
+                dropout=args.dropout,
+            )
         ),
         NextItem(views=args.views),
     )
