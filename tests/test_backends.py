@@ -18,8 +18,12 @@ from ensemble_kd import CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, N
 from ensemble_kd.adapters import from_huggingface, right_padded
 from ensemble_kd.stacking import Backend, StackedModule, build_members
 
-# Operations without a batching rule run under vmap one by one: slower, as torch says, and right.
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+pytestmark = [
+    # Operations without a batching rule run under vmap one by one: slower, as torch says, and right.
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+    # What nn.TransformerEncoder uses in evaluation.
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
 
 V, D, LENGTH, N = 20, 8, 6, 3
 IDS = (1 + torch.randint(V, (6, LENGTH), generator=torch.Generator().manual_seed(0))) * (
@@ -128,7 +132,7 @@ class Torch(Base):
     def __init__(self) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 2)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         return self.layers(self.item_embedding(item_ids), src_key_padding_mask=item_ids == 0)
@@ -349,9 +353,10 @@ def test_the_zoo_is_large() -> None:
 def test_outputs_in_evaluation_are_those_of_plain_modules(name: str, backend: Backend) -> None:
     plain, stacked = stack_of(name, backend)
     stacked.eval()
-    for ids in (IDS, IDS[:1, 2:], IDS):
-        want = torch.stack([m.eval()(ids) for m in plain])
-        torch.testing.assert_close(stacked(ids), want, rtol=1e-4, atol=1e-5)
+    for ids, gradients in itertools.product((IDS, IDS[:1, 2:], IDS), (True, False)):
+        with torch.set_grad_enabled(gradients):  # without them nn.TransformerEncoder takes a path of its own
+            want = torch.stack([m.eval()(ids) for m in plain])
+            torch.testing.assert_close(stacked(ids), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "backend"), [(n, b) for n, b in PAIRS if not ZOO[n].random])
@@ -473,10 +478,15 @@ def test_auto_elsewhere_takes_vmap_where_it_serves(name: str) -> None:
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_a_first_call_without_gradients_decides_as_any_other(context: Callable[[], Any]) -> None:
+def test_a_first_call_without_gradients_decides_as_any_other(
+    context: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of("tied weights", "vmap")
+    tried, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: tried.append(True) or grad(*a, **k))
     with context():
         model(IDS)
+    assert tried, "a backward pass is part of what vmap must be able to do in training mode"
     assert model.backend == {"train on cpu": "vmap (asked for)"}
     model.loss(IDS).total.backward()
 
