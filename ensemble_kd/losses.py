@@ -46,7 +46,7 @@ class Loss:
         merged: dict[Term, float] = {}
         for weight, term in self.weighted() + other.weighted():
             merged[term] = merged.get(term, 0.0) + weight
-        return LossSum(tuple((weight, term) for term, weight in merged.items()))
+        return _sum(tuple((weight, term) for term, weight in merged.items()))
 
     __radd__ = __add__
 
@@ -54,7 +54,7 @@ class Loss:
         if not isinstance(weight, int | float):
             return NotImplemented
         _check_number("weight of a loss", weight, low=0.0, inclusive=True)
-        return LossSum(tuple((weight * own, term) for own, term in self.weighted()))
+        return _sum(tuple((float(weight) * own, term) for own, term in self.weighted()))
 
     __rmul__ = __mul__
 
@@ -90,6 +90,11 @@ class LossSum(Loss):
 
     def __repr__(self) -> str:
         return " + ".join(repr(term) if weight == 1 else f"{weight!r} * {term!r}" for weight, term in self.terms) or "0"
+
+
+def _sum(terms: tuple[tuple[float, Term], ...]) -> Loss:
+    """One term of weight 1 is the term itself, so that what prints alike is equal."""
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else LossSum(terms)
 
 
 @dataclass(frozen=True, repr=False)
