@@ -1,0 +1,12 @@
+"""Measurements of speed and memory, each a module with ``run(quick) -> rows``; see ``python -m benchmarks``."""
+
+NAMES: dict[str, str] = {
+    "limits": "what this machine can do at most: matrix products, copies, exponentials",
+    "loss": "the item loss: fused tiles against stored logits with pairwise KD",
+    "step": "a whole training step against the method as the paper writes it, terms switched on one by one",
+    "members": "cost of n members, backend by backend",
+    "scaling": "a step over catalogue, views, length and batch",
+    "memory": "peak memory of the loss and of a step",
+    "evaluate": "ranking every user over the whole catalogue, against sorting",
+    "epoch": "seconds of an epoch of the paper's Beauty recipe",
+}

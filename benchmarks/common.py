@@ -1,0 +1,206 @@
+"""What the benchmarks share: rounds in turn, memory in a process of its own, the data, the machine, the table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ensemble_kd.data import SequenceData, read_text, synthetic
+
+Row = dict[str, object]
+Step = Callable[[], object]
+ROOT = Path(__file__).parent
+RESULTS = ROOT / "results"
+DATA_DIR = "ENSEMBLE_KD_DATA_DIR"  # in the environment, so that the processes that measure memory find it, too
+BEAUTY_SIZE = (22363, 12101)  # users and items
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one variant, one number a round."""
+
+    ms: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+    @property
+    def best(self) -> float:
+        return min(self.ms)
+
+    def row(self) -> Row:
+        return {"median_ms": sig(self.median), "best_ms": sig(self.best), "worst_ms": sig(max(self.ms))}
+
+    def faster_than(self, other: Times) -> Row:
+        return {
+            "times_faster": sig(other.median / self.median, 3),
+            "times_faster_best": sig(other.best / self.best, 3),
+        }
+
+
+def sig(value: float, digits: int = 4) -> float:
+    """Rounded to so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed_ms(step: Step) -> float:
+    synchronize()
+    start = time.perf_counter()
+    step()
+    synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def interleaved(what: str, steps: Mapping[str, Step], rounds: int, warm_up: int = 1) -> dict[str, Times]:
+    """Every round runs each variant once, so that a busy machine slows all alike; the first rounds do not count."""
+    kept: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(-warm_up, rounds):
+        said = f"round {i + 1}/{rounds}" if i >= 0 else "warming up"
+        for name, step in steps.items():
+            say(f"{what}: {said}, {name}")
+            ms = timed_ms(step)
+            if i >= 0:
+                kept[name].append(ms)
+    say("")
+    return {name: Times(tuple(ms)) for name, ms in kept.items()}
+
+
+def say(text: str) -> None:
+    """Progress on one line, where somebody watches."""
+    if sys.stderr.isatty():
+        print(f"\r{text[:118]:<118}\r", end="", file=sys.stderr, flush=True)
+
+
+def gflop(step: Step) -> float:
+    """Billions of operations in the matrix products of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e9
+
+
+def resident_mib(field: str) -> float:
+    """A field of the kernel's own account of this process: VmRSS now, VmHWM at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def _measure_memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, ...], threads: int) -> Row:
+    torch.set_num_threads(threads)
+    make(*small)()
+    step = make(*full)
+    before = resident_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far: a child inherits its parent's
+    step()
+    peak = resident_mib("VmHWM")
+    return {"peak_mib": round(peak, 1), "extra_mib": round(peak - before, 1)}
+
+
+def memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, ...], device: str = "cpu") -> Row:
+    """MiB of a first step: at its peak, and above what was held before. ``make(*full)`` builds it, ``small`` warms up.
+
+    On a CPU it is the resident set of a process of its own, where the kernel keeps such an account; on CUDA what the
+    allocator gave out.
+    """
+    if device == "cuda":
+        make(*small)()
+        step = make(*full)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        peak = torch.cuda.max_memory_allocated()
+        return {"peak_mib": round(peak / 2**20, 1), "extra_mib": round((peak - before) / 2**20, 1)}
+    if not Path("/proc/self/clear_refs").exists():
+        return {"peak_mib": None, "extra_mib": None}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure_memory, make, small, full, torch.get_num_threads()).result()
+
+
+def beauty_file() -> Path | None:
+    folder = os.environ.get(DATA_DIR)
+    path = Path(folder, "Beauty.txt") if folder else None
+    return path if path and path.is_file() else None
+
+
+@cache
+def beauty(quick: bool = False) -> SequenceData:
+    """Amazon Beauty from the folder that ``--data-dir`` names, else made-up data of its size; small with ``quick``."""
+    if quick:
+        return synthetic(60, 120)
+    path = beauty_file()
+    return read_text(path, path.with_name("Beauty_item2attributes.json")) if path else synthetic(*BEAUTY_SIZE)
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
+def revision() -> str:
+    """The commit that was measured, with a ``+`` where files of the package or the benchmarks differ from it."""
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return ""
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ROOT.parent.joinpath("ensemble_kd").as_posix(), "*.py")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "") or "unknown"
+
+
+def environment(device: str = "cpu") -> dict[str, object]:
+    found: dict[str, object] = {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # above the threads: distrust
+        "torch": torch.__version__,
+        "data": "Beauty" if beauty_file() else "synthetic, of Beauty's size",
+    }
+    if device == "cuda":
+        found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text, one column for each key that any of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *(["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def save(name: str, rows: Sequence[Row], seconds: float, machine: Mapping[str, object]) -> Path:
+    """Append one JSON line to the results of a benchmark."""
+    path = RESULTS / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    entry = {"date": datetime.date.today().isoformat(), "revision": revision(), "machine": dict(machine)}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**entry, "seconds": round(seconds, 1), "rows": list(rows)}, allow_nan=False) + "\n")
+    return path
