@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from ensemble_kd import functional as ekd
 from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import item_losses
+from ensemble_kd.fused import ItemLosses, item_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
+from ensemble_kd.rows import sparse_lookups, take_rows
+from ensemble_kd.sampling import Candidates, sampled_item_losses
 from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
 
 
@@ -162,6 +165,10 @@ class EnsembleKD(nn.Module):
         if isinstance(self.objective, type) or not callable(getattr(self.objective, "draw", None)):
             fix = "Pass one, such as objective=NextItem()."
             raise EnsembleKDError("objective", "MaskedItem(...) or NextItem(...)", repr(objective), fix)
+        negatives = self.objective.negatives if isinstance(self.objective, MaskedItem | NextItem) else None
+        if negatives is not None and negatives > self.num_items:
+            expected, fix = f"1 <= negatives <= {self.num_items} (num_items)", "Pass None for the full softmax."
+            raise EnsembleKDError("objective", expected, negatives, fix)
         if self.newest_only and isinstance(self.objective, MaskedItem):
             self.objective.draw(torch.ones(1, 1, dtype=torch.long), mask_token=2, newest_only=True)
         if not self.objective.views_are_unmasked:
@@ -286,7 +293,9 @@ class EnsembleKD(nn.Module):
         # Where views are unmasked and nothing contrasts them with the anchor, view 0 is the anchor.
         separate = anchored and not (self.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
         inputs = rearrange(draw.inputs, "m b l -> (m b) l")
-        hidden = self._encode(torch.cat([inputs, draw.anchor]) if separate else inputs)
+        sampled = draw.candidates is not None
+        with sparse_lookups(self.encoder, at_least=self.num_items + 2) if sampled else nullcontext():
+            hidden = self._encode(torch.cat([inputs, draw.anchor]) if separate else inputs)
         rows = [m * len(item_ids), len(item_ids) if separate else 0]
         product_dtype = _product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -297,23 +306,8 @@ class EnsembleKD(nn.Module):
 
     def _losses_of(self, draw: Draw, views: Tensor, anchor: Tensor, *, product_dtype: torch.dtype) -> Step:
         named, m = self._terms, self.objective.views
-        weight, bias = self.classifier_weights()
         flat = rearrange(views, "n b l d -> n (b l) d") if views.ndim == 4 else views
-        kd_weight, kd = named.get("kd", (0.0, KD()))
-        assert isinstance(kd, KD)
-        # Every view has equally many targets, so a sum over views of means is m times the mean over all.
-        main = item_losses(
-            flat.index_select(1, draw.positions).to(weight.dtype),
-            weight,
-            bias,
-            draw.targets - 1,
-            valid=draw.valid,
-            ce_weight=float(m),
-            kd_weight=kd_weight * m,
-            temperature=kd.temperature,
-            scale_by_temperature_squared=kd.scale_by_temperature_squared,
-            product_dtype=product_dtype,
-        )
+        main = self._item_losses(draw, flat.index_select(1, draw.positions), product_dtype)
         total, terms = main.total, {self.objective.name: m * main.cross_entropy.sum()}
         if "kd" in named:
             terms["kd"] = m * main.kd
@@ -323,6 +317,34 @@ class EnsembleKD(nn.Module):
         for name, value in self._contrastive_losses(draw, views, anchor).items():
             total, terms[name] = total + named[name][0] * value, value.detach()
         return Step(total, terms)
+
+    def _item_losses(self, draw: Draw, hidden: Tensor, product_dtype: torch.dtype) -> ItemLosses:
+        m = self.objective.views
+        kd_weight, kd = self._terms.get("kd", (0.0, KD()))
+        assert isinstance(kd, KD)
+        # Every view has equally many targets, so a sum over views of means is m times the mean over all.
+        options: dict[str, Any] = {
+            "valid": draw.valid,
+            "ce_weight": float(m),
+            "kd_weight": kd_weight * m,
+            "temperature": kd.temperature,
+            "scale_by_temperature_squared": kd.scale_by_temperature_squared,
+            "product_dtype": product_dtype,
+        }
+        if draw.candidates is None:
+            weight, bias = self.classifier_weights()
+            return item_losses(hidden.to(weight.dtype), weight, bias, draw.targets - 1, **options)
+        weight, bias = self._candidate_weights(draw.candidates)
+        return sampled_item_losses(hidden.to(weight.dtype), weight, bias, draw.candidates, **options)
+
+    def _candidate_weights(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """The candidates' rows of ``classifier_weights()``, whose gradients are sparse."""
+        own, bias, classes = self.item_classifier.weight, self.item_classifier.bias, candidates.items - 1
+        if own is not None:
+            return take_rows(own, classes), take_rows(bias, classes)
+        embedding = self.encoder.stacked_parameter(self._tied_name)
+        assert embedding is not None
+        return take_rows(embedding, candidates.items).to(bias.dtype), take_rows(bias, classes)
 
     def _attribute_loss(self, draw: Draw, anchor: Tensor) -> Tensor:
         assert self.attribute_table is not None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.sampling import Candidates, draw_candidates
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Draw:
     valid: Tensor | None  # (t,) bool, False where a target only fills up; None: all count
     anchor: Tensor  # (b, l) the unchanged sequences
     anchor_items: Tensor  # (b, l) the item whose attributes each anchor position predicts, 0 = none
+    candidates: Candidates | None = None  # the items that the losses are computed over; None: all
 
 
 class Objective(Protocol):
@@ -68,6 +70,23 @@ def _check_ratio(where: str, value: object, *, above_zero: bool) -> None:
 def _check_views(where: str, views: int) -> None:
     if not isinstance(views, int) or isinstance(views, bool) or views < 1:
         raise EnsembleKDError(where, "a whole number of views >= 1", repr(views), "Pass views=1 or more.")
+
+
+def _check_negatives(where: str, negatives: int | None) -> None:
+    if negatives is not None and (not isinstance(negatives, int) or isinstance(negatives, bool) or negatives < 1):
+        expected, fix = (
+            "a whole number of negatives >= 1, or None",
+            "Pass None for the full softmax, or negatives=1024.",
+        )
+        raise EnsembleKDError(where, expected, repr(negatives), fix)
+
+
+def _sample(
+    targets: Tensor, negatives: int | None, mask_token: int, generator: torch.Generator | None
+) -> Candidates | None:
+    if negatives is None:
+        return None
+    return draw_candidates(targets, num_items=mask_token - 1, negatives=negatives, generator=generator)
 
 
 def mask_positions(
@@ -152,15 +171,19 @@ class MaskedItem:
         views: M masked copies of each sequence.
         newest: probability that the newest item is among the masked, since that is where the model is evaluated;
             None leaves it to chance, as in the paper.
+        negatives: how many items a step samples beside its targets, so that its cost does not grow with the catalogue
+            (1024, say); None: the full softmax. The gradients of item tables are then sparse: a training loop of
+            your own needs an optimizer for such, ``ensemble_kd.rows.RowAdamW`` as in ``fit``, say.
 
     Examples:
         >>> MaskedItem(mask_ratio=0.15, views=8)
-        MaskedItem(mask_ratio=0.15, views=8, newest=0.5)
+        MaskedItem(mask_ratio=0.15, views=8, newest=0.5, negatives=None)
     """
 
     mask_ratio: float = 0.2
     views: int = 2
     newest: float | None = 0.5
+    negatives: int | None = None
 
     name: ClassVar[str] = "mip"
     views_are_unmasked: ClassVar[bool] = False
@@ -168,6 +191,7 @@ class MaskedItem:
     def __post_init__(self) -> None:
         _check_ratio("MaskedItem: mask_ratio", self.mask_ratio, above_zero=True)
         _check_views("MaskedItem: views", self.views)
+        _check_negatives("MaskedItem: negatives", self.negatives)
         if self.newest is not None:
             _check_ratio("MaskedItem: newest", self.newest, above_zero=False)
 
@@ -191,7 +215,8 @@ class MaskedItem:
         )
         inputs = _mask(item_ids, positions, valid, mask_token)
         flat, targets, keep = _flatten(positions, valid, item_ids, item_ids.shape[1])
-        return Draw(inputs, flat, targets, keep, anchor=item_ids, anchor_items=item_ids)
+        candidates = _sample(targets, self.negatives, mask_token, generator)
+        return Draw(inputs, flat, targets, keep, anchor=item_ids, anchor_items=item_ids, candidates=candidates)
 
     def query(self, item_ids: Tensor, *, mask_token: int, max_len: int | None) -> Tensor:
         """Append [mask], Eq. 20; the oldest items go where the encoder's length would be exceeded."""
@@ -206,20 +231,23 @@ class NextItem:
     Args:
         views: M passes over each sequence, which differ by dropout, or by their masks.
         mask_ratio: share of a view's inputs that is replaced by [mask]; 0 for none.
+        negatives: as in ``MaskedItem``.
 
     Examples:
-        >>> NextItem()
-        NextItem(views=1, mask_ratio=0.0)
+        >>> NextItem(negatives=1024)
+        NextItem(views=1, mask_ratio=0.0, negatives=1024)
     """
 
     views: int = 1
     mask_ratio: float = 0.0
+    negatives: int | None = None
 
     name: ClassVar[str] = "nip"
 
     def __post_init__(self) -> None:
         _check_ratio("NextItem: mask_ratio", self.mask_ratio, above_zero=False)
         _check_views("NextItem: views", self.views)
+        _check_negatives("NextItem: negatives", self.negatives)
 
     @property
     def views_are_unmasked(self) -> bool:
@@ -241,7 +269,8 @@ class NextItem:
             views = _mask(inputs, masked, valid, mask_token)
         else:
             views = inputs.expand(self.views, -1, -1)
-        return Draw(views, positions, targets, keep, anchor=inputs, anchor_items=wanted)
+        candidates = _sample(targets, self.negatives, mask_token, generator)
+        return Draw(views, positions, targets, keep, anchor=inputs, anchor_items=wanted, candidates=candidates)
 
     def query(self, item_ids: Tensor, *, mask_token: int, max_len: int | None) -> Tensor:
         """The sequence itself: its newest position predicts what follows."""

@@ -22,6 +22,7 @@ from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, Exclude, Precision, autocast, evaluate
 from ensemble_kd.objectives import NextItem
+from ensemble_kd.rows import RowAdamW, member_norms, merge_rows
 from ensemble_kd.runlog import Means, RunLog
 from ensemble_kd.schedules import Cosine, Schedule, StepDecay
 from ensemble_kd.settings import Callback, Settings, check_same_run
@@ -54,14 +55,18 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         >>> clip_members_([p], 1.0), p.grad.norm(dim=1)
         (tensor([5.0000, 0.5000]), tensor([1.0000, 0.5000]))
     """
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = merge_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
-    each = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1).float() for g in grads]
+    each = [member_norms(g) for g in grads]
     norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
     scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     if norms.device.type == "cpu" and bool((scale == 1).all()):
         return norms
     for grad in grads:
-        grad.mul_(scale.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
+        values, factor = (grad._values(), scale[grad._indices()[0]]) if grad.is_sparse else (grad, scale)
+        values.mul_(factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1)))
     return norms
 
 
@@ -90,6 +95,8 @@ def fit(
     seed: int = 0,
 ) -> FitResult:
     """Train with Adam, validate after every epoch, and leave the weights of the best epoch (NDCG@10) in the model.
+
+    With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
     Args:
         model: on the device where it is to be trained.
@@ -180,9 +187,7 @@ class _Run:
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
         self.fingerprint = settings.fingerprint(model, data, window)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         self.log = RunLog(self.folder, settings.callback, settings.progress)
         self.epoch = self.batch = self.step = 0
