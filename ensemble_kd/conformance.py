@@ -328,13 +328,12 @@ class Kit:
         if encoder and len(unused) == len(encoder):
             raise _WrongError("No gradient reaches the encoder. Is its output detached?")
         aside = f" Without gradient: {_some(unused)}." if unused else ""
-        start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        grads = {name: p.grad for name, p in model.named_parameters()}
+        # The encoder's weights alone: the classifiers on top would lower the loss whatever stands below them.
+        trained = [(p, p.detach().clone(), p.grad) for p in encoder.values() or model.parameters()]
         for lr in (1e-3, 1e-5):  # a step as of Adam's first; the smaller one for what 1e-3 is too much for
             with torch.no_grad():
-                for name, p in model.named_parameters():
-                    grad = grads[name]
-                    p.copy_(start[name] if grad is None else start[name] - lr * grad.sign())
+                for p, start, grad in trained:
+                    p.copy_(start if grad is None else start - lr * grad.sign())
             if (after := self.loss(model)) < first:
                 return f"One step of {lr:g} lowers the loss from {first:.5f} to {after:.5f}.{aside}"
         raise _WrongError(f"One step raises the loss from {first:.5f} to {after:.5f}. Are gradients those of forward?")

@@ -15,6 +15,7 @@ from torch.func import functional_call, stack_module_state
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.encoders.bert4rec import SequenceEncoder, dropout
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.testing import check_encoder
 
 V, D, MAX_LEN = 20, 8, 9
 Factory = Callable[..., SequenceEncoder]
@@ -50,6 +51,15 @@ def ids(b: int = 4, l: int = 7, seed: int = 0) -> Tensor:  # noqa: E741 - the al
     padding = torch.randint(0, l, (b, 1), generator=generator)
     padding[0], padding[1] = 0, l
     return out * (torch.arange(l) >= padding)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_the_kit_for_users_finds_no_fault(name: str) -> None:
+    report = check_encoder(FACTORIES[name])
+    assert report.ok, str(report)
+    served = {check.name for check in report.checks if check.verdict == "ok"}
+    assert ("causality" in served) == (name in CAUSAL)
+    assert ("vmap" in served) == (name in BATCHED)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
