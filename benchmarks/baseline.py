@@ -78,7 +78,7 @@ def pairwise_kd(logits: Sequence[Tensor], tau: float) -> Tensor:
 
 def flattened(hidden: Tensor, real: Tensor) -> Tensor:
     """H(s): the whole sequence (b, l d), zero at padding."""
-    return (hidden * real[..., None]).flatten(1)
+    return hidden.masked_fill(~real[..., None], 0.0).flatten(1)
 
 
 def contrast_pair(anchors_x: Tensor, anchors_y: Tensor, views_y: Sequence[Tensor], tau: float) -> Tensor:
@@ -109,7 +109,7 @@ def loss(members: Sequence[Member], draw: Draw, attribute_table: Tensor, weights
 
     anchors = [member.encoder(draw.anchor) for member in members]
     views = [[member.encoder(view) for view in draw.inputs] for member in members]
-    total = anchors[0].new_zeros(())
+    total: Tensor = anchors[0].new_zeros(())
     for member, anchor in zip(members, anchors, strict=True):
         total = total + weights.ap * attribute_loss(member.attributes(anchor), attribute_table[draw.anchor], real)
     for m, wanted in enumerate(labels):

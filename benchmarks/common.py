@@ -97,7 +97,7 @@ def gflop(step: Step) -> float:
     """Billions of operations in the matrix products of a step."""
     with FlopCounterMode(display=False) as counter:
         step()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def resident_mib(field: str) -> float:
@@ -125,13 +125,13 @@ def memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, .
     """
     if device == "cuda":
         make(*small)()
+        others = torch.cuda.memory_allocated()
         step = make(*full)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         step()
         peak = torch.cuda.max_memory_allocated()
-        return {"peak_mib": round(peak / 2**20, 1), "extra_mib": round((peak - before) / 2**20, 1)}
+        return {"peak_mib": round((peak - others) / 2**20, 1), "extra_mib": round((peak - before) / 2**20, 1)}
     if not Path("/proc/self/clear_refs").exists():
         return {"peak_mib": None, "extra_mib": None}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 
 from benchmarks import recipes
@@ -43,15 +46,14 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
     data, d = beauty(quick), 8 if quick else 64
     model = recipes.ensemble(data, d, views=2, device=device)
     few = first_users(data, min(2048, data.num_users))
-    options = {"max_len": recipes.WINDOW, "exclude": "history"}
-    calls = {
-        COUNT: lambda subset: evaluate(model, subset, "test", precision="float32", **options),
-        COUNT_BF16: lambda subset: evaluate(model, subset, "test", precision="bfloat16", **options),
+    calls: dict[str, Callable[[SequenceData], object]] = {
+        COUNT: lambda subset: evaluate(model, subset, "test", max_len=recipes.WINDOW),
+        COUNT_BF16: lambda subset: evaluate(model, subset, "test", max_len=recipes.WINDOW, precision="bfloat16"),
         SORT: lambda subset: sorted_ranks(model, subset),
     }
     rows: list[Row] = []
     for subset, names in ((few, (SORT, COUNT, COUNT_BF16)), (data, (COUNT, COUNT_BF16))):
-        steps = {name: (lambda call=calls[name], subset=subset: call(subset)) for name in names}
+        steps = {name: functools.partial(calls[name], subset) for name in names}
         found = interleaved(f"evaluate, {subset.num_users} users", steps, rounds=2 if quick else 5)
         for name, times in found.items():
             row: Row = {"users": subset.num_users, "scorers": len(model) + 1, "d": d, "v": data.num_items}

@@ -63,12 +63,12 @@ def make(name: str, t: int, d: int, v: int, device: str) -> Step:
     return functools.partial(train, name, inputs(t, d, v, device))
 
 
-def run(quick: bool, device: str = "cpu") -> list[Row]:
+def run(quick: bool, device: str = "cpu", compiled: bool = True) -> list[Row]:
     """Rows: sizes, ms, times faster than stored logits, MiB, share of the matrix speed in the products."""
     problems = [(64, 16, 500)] if quick else [(870, 64, 12101), (870, 256, 12101)]
     rows: list[Row] = []
     for t, d, v in problems:
-        steps = {name: make(name, t, d, v, device) for name in VARIANTS}
+        steps = {name: make(name, t, d, v, device) for name in VARIANTS if compiled or "compiled" not in name}
         found = interleaved(f"loss, d={d}", steps, rounds=2 if quick else 5)
         for name, times in found.items():
             limit = matmul_gflops(torch.bfloat16 if "bfloat16" in name else torch.float32, quick, device)

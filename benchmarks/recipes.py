@@ -41,7 +41,7 @@ def ensemble(
         n,
         num_items=data.num_items,
         max_len=WINDOW + 1,
-        objective=MaskedItem(mask_ratio=0.2, views=views),
+        objective=MaskedItem(mask_ratio=0.15, views=views),
         losses=Weights().losses() if losses is None else losses,
         item_attributes=data.item_attributes,
         backend=backend,

@@ -1,0 +1,167 @@
+"""Everything on one CUDA device in one call: ``python -m benchmarks.gpu --data-dir DIR --out DIR [--minutes 9]``.
+
+Checks correctness against float64, measures the tables, then trains the paper's recipe on Beauty as far as the time
+reaches. ``OUT/gpu.json`` is written after each part and each epoch, so that a call cut off loses nothing; a part that
+fails is reported, and the next one runs. Training goes on from ``OUT`` where it holds an earlier call's checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import checks, common, evaluate, limits, loss, members, memory, recipes, step
+from benchmarks.common import Row, Step, interleaved
+from ensemble_kd import fit
+from ensemble_kd.evaluation import evaluate as rank_all
+
+TABLES_SHARE = 0.55  # of the time; a table that would begin later is left out, so that there is time to train
+RESERVE_S = 20.0  # for the last evaluation
+
+
+class Report:
+    """What was found so far, in a file that is whole at any time."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {
+            "revision": common.revision(),
+            "machine": common.environment(device),
+            "parts": {},
+        }
+
+    def write(self, part: str, found: Mapping[str, Any]) -> None:
+        self.content["parts"][part] = dict(found)
+        partial = self.path.with_suffix(".part")
+        partial.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
+        os.replace(partial, self.path)
+
+
+def steps_by_backend(quick: bool, device: str, compiled: bool) -> list[Row]:
+    """A whole bfloat16 training step of the recipe by backend, and with compiled members."""
+    data, views = common.beauty(quick), 2 if quick else 8
+    item_ids = recipes.batch(data, 8 if quick else recipes.BATCH, device)
+    rows: list[Row] = []
+    for d in (8,) if quick else (64, 256):
+        torch.compiler.reset()
+        steps: dict[str, Step] = {}
+        make = functools.partial(recipes.ensemble, data, d, views=views, device=device)
+        for name in members.BACKENDS if compiled else members.PLAIN:
+            model = make(
+                backend="vmap" if "vmap" in name else "loop", encoder_fn=members.builder(name, data.num_items, d)
+            )
+            steps[name] = recipes.ensemble_step(members.compile_stack(name, model), item_ids, torch.bfloat16)
+        failed = members.drop_failing(steps)
+        found = interleaved(f"backends, d={d}", steps, rounds=2 if quick else 20, warm_up=3)
+        rows += [{"d": d, "views": views, "variant": name, **times.row()} for name, times in found.items()]
+        rows += [{"d": d, "views": views, "variant": name, "error": text} for name, text in failed.items()]
+    return rows
+
+
+class OutOfTime(Exception):
+    """Ends ``fit`` from its callback."""
+
+
+def train(report: Report, folder: Path, quick: bool, device: str, deadline: float) -> dict[str, Any]:
+    """The paper's recipe on Beauty: n=3, d=256, views=8, windows of 15, batches of 256, 250 epochs or until the end."""
+    data, d, views = common.beauty(quick), 8 if quick else 256, 2 if quick else 8
+    model = recipes.ensemble(data, d, views=views, device=device)
+    found: dict[str, Any] = {"n": len(model), "d": d, "views": views, "precision": "bfloat16", "epochs": []}
+
+    def callback(entry: Mapping[str, Any]) -> None:
+        if entry["kind"] == "epoch":
+            valid = {scorer: values["NDCG@10"] for scorer, values in entry["valid"].items()}
+            found["epochs"].append({"train_s": entry["train_s"], "valid_s": entry["valid_s"], "valid NDCG@10": valid})
+            report.write("train", found)
+            print(
+                f"epoch {entry['epoch']}: {entry['train_s']:.1f} s, valid NDCG@10 {valid['ensemble']:.4f}", flush=True
+            )
+        if time.monotonic() > deadline:
+            raise OutOfTime
+
+    try:
+        fit(
+            model,
+            data,
+            epochs=2 if quick else 250,
+            batch_size=recipes.BATCH,
+            window=recipes.WINDOW,
+            precision="bfloat16",
+            output_dir=folder,
+            resume=True,
+            log_every=10,
+            callback=callback,
+            progress=False,
+        )
+        found["stopped"] = "all epochs done"
+    except OutOfTime:
+        found["stopped"] = "out of time"
+    best = folder / "best.pt"
+    if best.exists():
+        saved = torch.load(best, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        test = rank_all(model, data, "test", max_len=recipes.WINDOW)
+        found |= {"best_epoch": saved["epoch"], "test": {s: dict(r) for s, r in test.rows.items()}}
+        found["protocol"] = test.protocol
+    seconds = sorted(epoch["train_s"] for epoch in found["epochs"])
+    found["epoch_s"] = seconds[len(seconds) // 2] if seconds else None
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, help="folder of Beauty.txt; synthetic data of its size where left out")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all works")
+    args = parser.parse_args(arguments)
+    start = time.monotonic()
+    if args.data_dir is not None:
+        os.environ[common.DATA_DIR] = str(args.data_dir.resolve())
+    args.out.mkdir(parents=True, exist_ok=True)
+    report, quick, device = Report(args.out / "gpu.json", args.device), args.quick, args.device
+    compiled = device == "cuda"  # on a CPU that takes minutes, and a plain run shows that all works
+    tables: dict[str, Callable[[], list[Row]]] = {
+        "checks": lambda: checks.run(quick, device, compiled),
+        "limits": lambda: limits.run(quick, device),
+        "loss": lambda: loss.run(quick, device, compiled),
+        "step": lambda: step.run(quick, device),
+        "evaluate": lambda: evaluate.run(quick, device),
+        "memory": lambda: memory.run(quick, device),
+        "members": lambda: members.run(quick, device, compiled),
+        "backends": lambda: steps_by_backend(quick, device, compiled),
+    }
+    for name, run in tables.items():
+        began = time.monotonic()
+        if began - start > TABLES_SHARE * args.minutes * 60:
+            report.write(name, {"skipped": "no time"})
+            continue
+        try:
+            rows = run()
+            print(f"{name}\n{common.table(rows)}\n", flush=True)
+            report.write(name, {"seconds": round(time.monotonic() - began, 1), "rows": rows})
+        except Exception:  # one part's fault must not cost the others their turn on a lent device
+            print(traceback.format_exc(), flush=True)
+            report.write(name, {"error": traceback.format_exc()})
+    deadline = start + args.minutes * 60 - RESERVE_S
+    try:
+        report.write("train", train(report, args.out / ("quick" if quick else "beauty"), quick, device, deadline))
+    except Exception:
+        print(traceback.format_exc(), flush=True)
+        report.write("train", {**report.content["parts"].get("train", {}), "error": traceback.format_exc()})
+    print(json.dumps(report.content["parts"]["train"], indent=1))
+    return report.path
+
+
+if __name__ == "__main__":
+    main()
