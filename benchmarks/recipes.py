@@ -13,6 +13,7 @@ from ensemble_kd import EnsembleKD, MaskedItem
 from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec
 from ensemble_kd.losses import Loss
+from ensemble_kd.rows import RowAdamW
 from ensemble_kd.stacking import Backend
 
 N, WINDOW, BATCH = 3, 15, 256
@@ -56,7 +57,7 @@ def batch(data: SequenceData, rows: int = BATCH, device: str = "cpu") -> Tensor:
 
 def ensemble_step(model: EnsembleKD, item_ids: Tensor, dtype: torch.dtype = torch.float32) -> Step:
     """Loss, backward, optimizer, as ``fit`` runs them (clipping apart)."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    optimizer = RowAdamW(model.parameters())
 
     def step() -> None:
         with torch.autocast(item_ids.device.type, dtype, enabled=dtype != torch.float32):

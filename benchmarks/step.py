@@ -52,19 +52,17 @@ def bucketed(d: int, views: int, quick: bool, device: str) -> tuple[Step, int]:
 
 def run(quick: bool, device: str = "cpu") -> list[Row]:
     """Rows: ms of a step, times faster than the reference, memory, share of the matrix speed in the products."""
-    views = 2 if quick else 8
+    views, b = (2, 16) if quick else (8, recipes.BATCH)
     rows: list[Row] = []
     for d in (8,) if quick else (64, 256):
         variants = (REFERENCE, FLOAT, BFLOAT)
-        steps = {v: make(v, d, views, recipes.BATCH, quick, device) for v in variants}
+        steps = {v: make(v, d, views, b, quick, device) for v in variants}
         several, count = bucketed(d, views, quick, device)
         found = interleaved(f"step, d={d}", {**steps, "bucketed": several}, rounds=2 if quick else 5)
         for variant in variants:
             row: Row = {"d": d, "views": views, "variant": variant, **found[variant].row()}
             row |= found[variant].faster_than(found[REFERENCE])
-            row |= memory(
-                make, (variant, 8, 2, 2, True, device), (variant, d, views, recipes.BATCH, quick, device), device
-            )
+            row |= memory(make, (variant, 8, 2, 2, True, device), (variant, d, views, b, quick, device), device)
             speed = gflop(steps[variant]) / found[variant].best * 1e3
             row["matmul_share"] = sig(speed / matmul_gflops(dtype_of(variant), quick, device), 3)
             rows.append(row)
@@ -77,7 +75,7 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
 def terms(quick: bool, device: str) -> list[Row]:
     """The step at d=64 with one term more each time."""
     data, d, views = beauty(quick), 8 if quick else 64, 2 if quick else 8
-    item_ids = recipes.batch(data, device=device)
+    item_ids = recipes.batch(data, 16 if quick else recipes.BATCH, device)
     steps: dict[str, Step] = {}
     for name, weights in TERMS.items():
         model = recipes.ensemble(data, d, views=views, device=device, losses=weights.losses())
