@@ -101,10 +101,17 @@ class RightPadded(nn.Module):
     """What ``right_padded`` returns; the wrapped model's parameters are named ``model.*``."""
 
     def __init__(
-        self, model: nn.Module, positions: Positions, lengths: bool, num_items: int | None, causal: bool
+        self,
+        model: nn.Module,
+        positions: Positions,
+        lengths: bool,
+        num_items: int | None,
+        max_len: int | None,
+        causal: bool,
     ) -> None:
         super().__init__()
-        self.model, self.positions, self.lengths, self.causal = model, positions, lengths, causal
+        self.model, self.positions, self.lengths = model, positions, lengths
+        self.max_len, self.causal = max_len, causal
         if num_items is not None:
             self.num_items = num_items
 
@@ -133,6 +140,7 @@ def right_padded(
     positions: Positions = "last",
     lengths: bool = True,
     num_items: int | None = None,
+    max_len: int | None = None,
     causal: bool | None = None,
 ) -> RightPadded:
     """A model that reads sequences padded on the right, as RecBole's do, as an encoder.
@@ -144,6 +152,7 @@ def right_padded(
         positions: "last" where the model returns (b, d), one vector a sequence; "all" where it returns (b, l, d).
         lengths: pass ``item_seq_len``; False for models called as ``model(item_seq)``, like RecBole's BERT4Rec.
         num_items: V; ``model.n_items - 1`` where None and given there, since RecBole counts padding as an item.
+        max_len: the longest l; ``model.max_seq_length`` where None and given there, as by RecBole's models.
         causal: where None, ``model.causal`` if given, else True for "last", which sees no item after the newest.
 
     Shapes:
@@ -166,6 +175,8 @@ def right_padded(
         raise EnsembleKDError("right_padded", f"positions in {get_args(Positions)}", repr(positions), "Choose one.")
     if num_items is None and isinstance(rows := getattr(model, "n_items", None), int):
         num_items = rows - 1
+    if max_len is None:
+        max_len = getattr(model, "max_seq_length", None)
     if causal is None:
         causal = bool(getattr(model, "causal", positions == "last"))
-    return RightPadded(model, positions, lengths, num_items, causal)
+    return RightPadded(model, positions, lengths, num_items, max_len, causal)

@@ -53,17 +53,23 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     return p
 
 
-def run(
-    args: argparse.Namespace, encoder: Callable[[SequenceData], Callable[[], nn.Module]], objective: Objective
-) -> None:
-    """Train, evaluate on the test items, recommend, and draw the curves."""
+Factory = Callable[[SequenceData], Callable[[], nn.Module]]
+
+
+def sequences(args: argparse.Namespace) -> SequenceData:
+    """The data that the flags name."""
     data = read_text(args.data, args.attributes) if args.data else synthetic(args.users, args.items)
     print(data)
+    return data
+
+
+def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, objective: Objective) -> EnsembleKD:
+    """The model that the flags describe."""
     with_attributes = data.item_attributes is not None
     terms = [args.ap * AP()] * with_attributes
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
     terms += [args.mu * KD(temperature=args.temperature)]
-    model = EnsembleKD(
+    return EnsembleKD(
         encoder(data),
         args.n,
         num_items=data.num_items,
@@ -73,6 +79,12 @@ def run(
         classifier=args.classifier,
         seed=args.seed,
     ).to(args.device)
+
+
+def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
+    """Train, evaluate on the test items, recommend, and draw the curves."""
+    data = sequences(args)
+    model = ensemble(args, data, encoder, objective)
     schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
     started = time.monotonic()
     result = fit(
@@ -94,11 +106,16 @@ def run(
         seed=args.seed,
     )
     minutes = (time.monotonic() - started) / 60
+    report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
+    draw_curves(result.history, args.output / "curves.png")
 
+
+def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weights: str, minutes: float) -> None:
+    """The table of the test items, the ensemble's gain, and what it recommends to one user."""
     test = evaluate(model, data, "test", exclude=args.exclude)
     popularity = evaluate_popularity(data, "test", exclude=args.exclude, max_len=args.window)
     rows = {**popularity.rows, **test.rows}
-    print(f"\n{table(rows)}\n{test.protocol}; weights of epoch {result.best_epoch + 1} of {len(result.history)}")
+    print(f"\n{table(rows)}\n{test.protocol}; {weights}")
     members = [test.rows[f"member {i}"]["NDCG@10"] for i in range(args.n)]
     gain = test.rows["ensemble"]["NDCG@10"] / max(sum(members) / args.n, 1e-9) - 1
     print(f"NDCG@10 of the ensemble over its members' mean: {gain:+.1%}. Trained in {minutes:.1f} minutes.")
@@ -109,7 +126,6 @@ def run(
     items, scores = model.recommend(seen.to(args.device), k=10)
     print(f"\nUser 0 saw items {seen[0].tolist()}, then {data.target('test')[0].item()}. Recommended:")
     print("  ".join(f"{item} ({score:.2f})" for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)))
-    draw_curves(result.history, args.output / "curves.png")
 
 
 def draw_curves(history: list[dict[str, object]], path: Path) -> None:

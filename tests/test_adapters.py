@@ -141,6 +141,10 @@ def test_right_padded_facts_and_errors() -> None:
     assert not right_padded(RightPaddedGRU(every=True), positions="all").causal
     assert right_padded(RightPaddedGRU(every=True), positions="all", causal=True).causal
     assert right_padded(RightPaddedGRU(), num_items=4).num_items == 4
+    assert encoder.max_len is None
+    sized = RightPaddedGRU()
+    sized.max_seq_length = 6
+    assert (right_padded(sized).max_len, right_padded(sized, max_len=4).max_len) == (6, 4)
     without = right_padded(nn.Embedding(V + 2, D), positions="all", lengths=False)
     assert not hasattr(without, "num_items")
     torch.testing.assert_close(without(IDS), without.model(IDS))
