@@ -116,8 +116,10 @@ def merge_rows(grad: Tensor) -> Tensor:
     On a CPU every row stands in it once. An accelerator would have to report their number to the host, so there the
     first of equal rows holds the sum, and the others hold 0.
     """
-    if grad.device.type == "cpu":
-        return grad.coalesce()
+    return grad.coalesce() if grad.device.type == "cpu" else _merge_in_place(grad)
+
+
+def _merge_in_place(grad: Tensor) -> Tensor:
     index, values = grad._indices(), grad._values()
     keys, order = (index[0] * grad.shape[1] + index[1]).sort(stable=True)
     values = torch.zeros_like(values).index_add_(0, torch.searchsorted(keys, keys), values[order])
@@ -171,7 +173,7 @@ class RowAdamW(torch.optim.AdamW):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
         self._step_supports_amp_scaling = False  # a GradScaler is to unscale the gradients itself, the sparse ones too

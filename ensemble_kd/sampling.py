@@ -17,6 +17,7 @@ correction, where one for "in-batch" negatives would have to know how frequent t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -123,32 +124,20 @@ def sampled_item_losses(
         tensor([2.3026, 2.3026])
     """
     log_counts = candidates.counts.to(bias.dtype).log().clamp(min=_NOWHERE)
-    # One pass serves both losses where the correction is the same at either temperature.
-    apart = kd_weight != 0 and temperature != 1 and len(hidden) > 1
-    main = item_losses(
+    # Eager tiles: the number of candidates changes from step to step, and each would be compiled anew.
+    losses = partial(
+        item_losses,
         hidden,
         weight,
-        bias + log_counts,
-        candidates.targets,
+        targets=candidates.targets,
         valid=valid,
-        ce_weight=ce_weight,
-        kd_weight=0.0 if apart else kd_weight,
         temperature=temperature,
         scale_by_temperature_squared=scale_by_temperature_squared,
         product_dtype=product_dtype,
+        compiled=False,
     )
-    if not apart:
-        return main
-    kd = item_losses(
-        hidden,
-        weight,
-        bias + temperature * log_counts,
-        candidates.targets,
-        valid=valid,
-        ce_weight=0.0,
-        kd_weight=kd_weight,
-        temperature=temperature,
-        scale_by_temperature_squared=scale_by_temperature_squared,
-        product_dtype=product_dtype,
-    )
+    if kd_weight == 0 or temperature == 1 or len(hidden) == 1:  # one correction, so that one pass serves both losses
+        return losses(bias + log_counts, ce_weight=ce_weight, kd_weight=kd_weight)
+    main = losses(bias + log_counts, ce_weight=ce_weight, kd_weight=0.0)
+    kd = losses(bias + temperature * log_counts, ce_weight=0.0, kd_weight=kd_weight)
     return ItemLosses(main.total + kd.total, main.cross_entropy, kd.kd)
