@@ -122,6 +122,9 @@ def test_memory_is_that_of_the_step_alone() -> None:
 
 def test_products_are_counted() -> None:
     assert common.gflop(limits.matmul(100, 200, 500, torch.float32, "cpu")) == pytest.approx(0.02)
+    for name in loss.VARIANTS:  # logits, and their gradients in both factors
+        t, d, v = 10, 8, 200
+        assert common.gflop(loss.make(name, t, d, v, "cpu")) == pytest.approx(6e-9 * loss.N * t * d * v)
 
 
 def test_sorting_and_counting_agree_on_ranks() -> None:
