@@ -84,3 +84,39 @@ def test_curves(tmp_path: Path) -> None:
     without = example("", json.dumps(history), "x.png", code="import sys; sys.modules['matplotlib'] = None; " + code)
     assert without.returncode == 0, without.stderr
     assert without.stdout == "No curves.png: pip install 'ensemble_kd[plots]' for it.\n"
+
+
+THIRD_PARTY = {
+    "huggingface_emkd.py": ("transformers", ["--model=bert"]),
+    "huggingface_emkd.py --model=gpt2": ("transformers", ["--model=gpt2"]),
+    "recbole_emkd.py": ("recbole", []),
+    "lightning_emkd.py": ("lightning", []),
+}
+
+
+@pytest.mark.parametrize("name", THIRD_PARTY)
+def test_examples_with_other_libraries(name: str, tmp_path: Path) -> None:
+    library, flags = THIRD_PARTY[name]
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    flags = [*SMALL, *flags, "--epochs=2", "--output", str(tmp_path)]
+    done = example(name.split()[0], *flags)
+    assert done.returncode == 0, done.stderr
+    report = report_of(done.stdout)
+    assert [line[:12].strip() for line in report[1:5]] == ["popularity", "member 0", "member 1", "ensemble"]
+    weights = r"the best of 2 epochs" if library == "lightning" else r"weights of epoch [12] of 2"
+    assert re.fullmatch(rf"leave-one-out test, 60 users, all 80 items ranked, exclude='history'; {weights}", report[5])
+    rows = json.loads((tmp_path / "test.json").read_text())["rows"]
+    scores = [tuple(rows[scorer].values()) for scorer in ("member 0", "member 1", "ensemble")]
+    assert len(set(scores)) > 1, "members that score alike are no ensemble"
+
+
+def test_lightning_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    if importlib.util.find_spec("lightning") is None:
+        pytest.skip("lightning is not installed")
+    flags = [*SMALL, "--output", str(tmp_path), "--checkpoint-every=0"]
+    assert example("lightning_emkd.py", *flags, "--epochs=1").returncode == 0
+    resumed = example("lightning_emkd.py", *flags, "--epochs=2", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "the best of 2 epochs" in resumed.stdout
+    assert "Restored all states from the checkpoint" in resumed.stdout + resumed.stderr
