@@ -396,6 +396,10 @@ class EnsembleKD(nn.Module):
                 mean = torch.addmm(mean, h, w.mT)
             return nn.functional.pad(mean, (1, 0), value=-torch.inf)
 
+    def query_states(self, item_ids: Tensor) -> Tensor:
+        """What each member scores the next item by: (b, l) -> (n, b, d); its products with W of Eq. 5 are the scores."""
+        return self._newest_hidden("query_states", item_ids)
+
     def _newest_hidden(self, where: str, item_ids: Tensor) -> Tensor:
         check_ids(where, item_ids, highest=self.num_items)
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ensemble_kd.data.ragged import left_padded
@@ -18,6 +19,7 @@ from ensemble_kd.metrics import metric_row, ranks
 
 Exclude = Literal["none", "window", "history"]
 Precision = Literal["float32", "bfloat16"]
+TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of scores: about the last-level cache's share
 LONGEST = 200  # items that an encoder of any length is shown, where none is asked for
 
 
@@ -118,6 +120,11 @@ def evaluate(
     lengths, totals = (inputs != 0).sum(dim=1), offsets.diff()
     order = totals.argsort(stable=True)  # users of similar length together, so that little padding is computed
     found = torch.empty(len(model) + 1, len(inputs), dtype=torch.int64)
+    weight, bias = model.classifier_weights()
+    weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
+    n, columns = len(model), model.num_items + 1
+    rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
+    scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
     training = model.training
     model.eval()
     try:
@@ -127,9 +134,15 @@ def evaluate(
             if exclude == "history":
                 seen = left_padded(history, offsets[users + 1], totals[users], int(totals[users].max()))
             with autocast(device, precision):
-                scores = model.member_scores(ids.to(device))
-            both = torch.cat([scores, scores.mean(dim=0, keepdim=True)])
-            found[:, users] = ranks(both, target[users].to(device), None if seen is None else seen.to(device)).cpu()
+                states = model.query_states(ids.to(device))
+            wanted, seen = target[users].to(device), None if seen is None else seen.to(device)
+            for start in range(0, len(users), rows):
+                part = slice(start, min(start + rows, len(users)))
+                tile = scores[:, : part.stop - start]
+                for i in range(n):
+                    torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
+                torch.mean(tile[:n], 0, out=tile[n])
+                found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
     finally:
         model.train(training)
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]

@@ -171,7 +171,7 @@ def test_the_mode_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
         assert not model.training
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model, "member_scores", fail)
+    monkeypatch.setattr(model, "query_states", fail)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, DATA, "test")
     assert model.training
