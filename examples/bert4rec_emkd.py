@@ -13,7 +13,7 @@ from ensemble_kd import MaskedItem
 from ensemble_kd.encoders import BERT4Rec
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/bert4rec", window=15, epochs=36, dropout=0.1, ap=0.2)
+    parser = flags(__doc__, output="runs/bert4rec", window=15, epochs=14, batch_size=128, lr=2e-3, dropout=0.1, ap=0.2)
     parser.add_argument("--mask-ratio", type=float, default=0.3, help="share of a sequence that is masked")
     parser.add_argument("--newest", type=float, default=0.5, help="probability that the newest item is masked")
     parser.add_argument("--num-layers", type=int, default=2)
