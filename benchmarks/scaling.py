@@ -52,7 +52,7 @@ def make(num_items: int, d: int, negatives: int | None, device: str) -> tuple[En
 def run(quick: bool, device: str = "cpu") -> list[Row]:
     """Rows: v, ms of a step, and the times it takes of the first row's (a round's ratio, the median)."""
     d, negatives = (8, 32) if quick else (64, 1024)
-    sizes = {SAMPLED: (200, 2000) if quick else (BEAUTY, 100_000, 1_000_000)}
+    sizes: dict[str, tuple[int, ...]] = {SAMPLED: (200, 2000) if quick else (BEAUTY, 100_000, 1_000_000)}
     sizes[FULL] = sizes[SAMPLED][: 1 if quick else 2]
     steps = {
         (variant, v): make(v, d, negatives if variant == SAMPLED else None, device)[1]
