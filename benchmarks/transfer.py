@@ -3,7 +3,7 @@
 ``python -m benchmarks.transfer --data-dir FOLDER [--only SASRec ...]`` trains what is not yet in
 ``results/transfer.jsonl``, appends a line for each run, and prints the table of all lines. A run that was stopped goes
 on from its last checkpoint in ``--output``, so that the study may be stopped at any moment, and two processes with
-different ``--only`` may share it.
+different ``--only`` or ``--seeds`` may share it.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Settings:
 def runs() -> Iterator[Settings]:
     """All runs, the most telling first. What differs between encoders was chosen on validation, by one network."""
     own: dict[str, dict[str, Any]] = {
-        "SASRec": {"dropout": 0.5},
-        "GRU4Rec": {"dropout": 0.3, "lr": 2e-3},
-        "Caser": {"dropout": 0.3, "lr": 2e-3},
+        "SASRec": {"dropout": 0.5, "lr": 2e-3},
+        "GRU4Rec": {"dropout": 0.4, "lr": 2e-3, "epochs": 7},
+        "Caser": {"dropout": 0.4, "lr": 2e-3, "epochs": 7},
     }
     weights: dict[str, dict[str, Any]] = {
         "one network": {"lambda_": 0.0, "mu": 0.0},
@@ -161,12 +161,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transfer", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of Beauty.txt and its attributes")
     parser.add_argument("--only", nargs="+", choices=tuple(ENCODERS), default=list(ENCODERS), help="these encoders")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="these seeds")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder of checkpoints and logs")
     args = parser.parse_args()
     os.environ[DATA_DIR] = str(args.data_dir.resolve())
     data = read_text(args.data_dir / "Beauty.txt", args.data_dir / "Beauty_item2attributes.json")
     for settings in runs():
-        if settings.encoder not in args.only or any(r["settings"] == asdict(settings) for r in finished()):
+        if settings.encoder not in args.only or settings.seed not in args.seeds:
+            continue
+        if any(r["settings"] == asdict(settings) for r in finished()):
             continue
         print(settings, flush=True)
         line = json.dumps(train(settings, data, args.output)) + "\n"

@@ -397,7 +397,7 @@ class EnsembleKD(nn.Module):
             return nn.functional.pad(mean, (1, 0), value=-torch.inf)
 
     def query_states(self, item_ids: Tensor) -> Tensor:
-        """What each member scores the next item by: (b, l) -> (n, b, d); its products with W of Eq. 5 are the scores."""
+        """What each member scores the next item by, as a product with W of Eq. 5: (b, l) -> (n, b, d)."""
         return self._newest_hidden("query_states", item_ids)
 
     def _newest_hidden(self, where: str, item_ids: Tensor) -> Tensor:

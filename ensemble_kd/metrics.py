@@ -50,7 +50,7 @@ def ranks(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tens
 
 
 def _count_below(scores: Tensor, mark: Tensor) -> Tensor:
-    """How many of (..., v) are below (..., 1). On a CPU a sum of truth values takes 10 times as long as one of floats."""
+    """How many of (..., v) are below (..., 1). A CPU takes 10 times as long to add up truth values as floats."""
     exact = torch.float32 if scores.shape[-1] <= 1 << 24 else torch.float64  # counts up to here are exact
     below = torch.empty(scores.shape, dtype=exact, device=scores.device)
     return torch.lt(scores, mark, out=below).sum(-1).long()

@@ -13,7 +13,7 @@ from ensemble_kd import NextItem
 from ensemble_kd.encoders import GRU4Rec
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/gru4rec", views=1, batch_size=64, epochs=10, classifier="tied")
+    parser = flags(__doc__, output="runs/gru4rec", views=1, batch_size=64, epochs=8, lr=3e-3, dropout=0.4)
     parser.add_argument("--num-layers", type=int, default=1)
     args = parser.parse_args()
     run(

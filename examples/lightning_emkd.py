@@ -51,7 +51,7 @@ class EMKD(LightningModule):
 
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/lightning", views=1, batch_size=64, epochs=8, classifier="tied")
+    parser = flags(__doc__, output="runs/lightning", views=1, batch_size=64, epochs=6, lr=2e-3, dropout=0.3)
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=1)
     args = parser.parse_args()

@@ -13,7 +13,7 @@ from ensemble_kd import NextItem
 from ensemble_kd.encoders import SASRec
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/sasrec", views=1, batch_size=64, epochs=10, classifier="tied")
+    parser = flags(__doc__, output="runs/sasrec", views=1, batch_size=64, epochs=6, lr=2e-3, dropout=0.3)
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=1)
     args = parser.parse_args()

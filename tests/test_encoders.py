@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
-from ensemble_kd.encoders.bert4rec import SequenceEncoder, dropout
+from ensemble_kd.encoders.parts import SequenceEncoder, dropout
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.testing import check_encoder
 

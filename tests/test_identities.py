@@ -629,7 +629,9 @@ def weights_are_linear(weigh: Function, first: Loss, second: Loss, a: float, b: 
     def apply(loss: Loss) -> float:
         return math.fsum(w * (2 + TERMS.index(term)) for w, term in weigh(loss))
 
-    assert math.isclose(apply(a * first + b * second), a * apply(first) + b * apply(second), rel_tol=1e-9)
+    assert math.isclose(
+        apply(a * first + b * second), a * apply(first) + b * apply(second), rel_tol=1e-9, abs_tol=1e-300
+    )
 
 
 # Ranks over the whole item set.

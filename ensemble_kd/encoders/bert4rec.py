@@ -1,4 +1,4 @@
-"""BERT4Rec, and the parts that the encoders of this folder share: their frame and one attention block."""
+"""BERT4Rec: a bidirectional Transformer over items."""
 
 from __future__ import annotations
 
@@ -8,113 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd.errors import EnsembleKDError
-
-# Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
-# so that a row with nothing to attend to gives a mean instead of a NaN.
-HIDDEN_KEY = -30000.0
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero features with probability p (to 1/65536) and scale the others so that the mean stays; x itself at p = 0.
-
-    ``F.dropout`` draws one number a feature, which on a CPU costs more than the attention does. Here one 64-bit draw
-    serves four features; forward and backward take half the time. Other devices have a fused kernel.
-
-    Examples:
-        >>> sorted(set(dropout(torch.ones(1000), 0.5).tolist()))
-        [0.0, 2.0]
-    """
-    dropped = round(p * 65536)
-    if not dropped:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,)).view(torch.int16)
-    keep = draws[: x.numel()].view(x.shape) >= dropped - 32768
-    return x * (keep.to(x.dtype) * (65536 / (65536 - dropped)))
-
-
-class SequenceEncoder(nn.Module):
-    """What the encoders here have in common: checked arguments, the item embedding, checked input.
-
-    ``positive`` are further arguments of the subclass that have to be 1 or more.
-    """
-
-    causal: ClassVar[bool]
-
-    def __init__(self, num_items: int, d_model: int, max_len: int, dropout: float, **positive: int) -> None:
-        super().__init__()
-        where = type(self).__name__
-        for name, value in {"num_items": num_items, "d_model": d_model, "max_len": max_len, **positive}.items():
-            if not isinstance(value, int) or value < 1:
-                raise EnsembleKDError(where, f"{name} to be a whole number of 1 or more", repr(value), "Correct it.")
-        if not 0 <= dropout < 1:
-            raise EnsembleKDError(where, "0 <= dropout < 1", repr(dropout), "Pass 0.0 to switch dropout off.")
-        self.num_items, self.d_model, self.max_len, self.dropout = num_items, d_model, max_len, float(dropout)
-        self.item_embedding = nn.Embedding(num_items + 2, d_model, padding_idx=0)
-
-    def check(self, item_ids: Tensor) -> None:
-        """Raise EnsembleKDError unless ``item_ids`` is (b, l) of integers with 1 <= l <= max_len."""
-        where = type(self).__name__
-        if item_ids.dim() != 2 or item_ids.is_floating_point():
-            got = f"{tuple(item_ids.shape)} {item_ids.dtype}"
-            raise EnsembleKDError(where, "item_ids (b, l) of integers", got, "Pad sequences with 0 on the left.")
-        if not 1 <= item_ids.shape[1] <= self.max_len:
-            fix = "Keep the newest items, item_ids[:, -max_len:], or build the encoder with a larger max_len."
-            raise EnsembleKDError(where, f"1 <= l <= max_len = {self.max_len}", f"l = {item_ids.shape[1]}", fix)
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Dropout in training; x itself otherwise."""
-        return dropout(x, self.dropout if self.training else 0.0)
-
-    def init_weights(self, std: float | None) -> None:
-        """Draw weights and plain parameters from N(0, std²) truncated at 2 std; biases and the padding row are zero.
-
-        None: matrices by Glorot's uniform rule, which keeps a signal's size whatever the width, and the rest with 0.02.
-        """
-        if std is not None and not std > 0:
-            raise EnsembleKDError(type(self).__name__, "init_std > 0", repr(std), "0.02 is the papers' value.")
-        glorot, std = std is None, std or 0.02
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                continue
-            for name, parameter in module.named_parameters(recurse=False):
-                if name == "bias":
-                    nn.init.zeros_(parameter)
-                elif glorot and isinstance(module, nn.Linear):
-                    nn.init.xavier_uniform_(parameter)
-                else:
-                    nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-        with torch.no_grad():
-            self.item_embedding.weight[0].zero_()
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention softmax(Q Kᵀ / √(d/h) + mask) V, projected (BERT4Rec Sec. 3.3, SASRec Eq. 2)."""
-
-    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        if d_model % num_heads:
-            got = f"d_model = {d_model}, num_heads = {num_heads}"
-            raise EnsembleKDError("SelfAttention", "d_model to be a multiple of num_heads", got, "Change one of them.")
-        self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (b, l, d) and an additive mask (b, 1, queries l or 1, keys l) -> (b, l, d)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        p = self.dropout if self.training else 0.0
-        if x.device.type != "cpu":
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype), dropout_p=p)
-        else:
-            # Faster than SDPA here, whose CPU kernel has neither dropout nor a batching rule for vmap. Keys stand on
-            # the second to last axis, because a softmax over a last axis shorter than a vector register is slow.
-            scores = torch.add(mask.transpose(-1, -2).to(q.dtype), k @ q.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
-            weights = dropout(scores.softmax(-2).to(v.dtype), p)
-            mixed = weights.transpose(-1, -2) @ v
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+from ensemble_kd.encoders.parts import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
 
 
 class Block(nn.Module):

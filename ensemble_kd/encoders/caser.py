@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd.encoders.bert4rec import SequenceEncoder
+from ensemble_kd.encoders.parts import SequenceEncoder
 
 
 class Caser(SequenceEncoder):
@@ -31,6 +31,8 @@ class Caser(SequenceEncoder):
         vertical: vertical filters (ñ in the paper).
         max_len: the longest l.
         dropout: on the pooled features.
+        init_std: of the normal that item embeddings are drawn from. The authors' code has 1 / d, from which a net with
+            a tied classifier, whose logits start small, learns late.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
@@ -56,6 +58,7 @@ class Caser(SequenceEncoder):
         vertical: int = 4,
         max_len: int = 50,
         dropout: float = 0.2,
+        init_std: float = 0.2,
     ) -> None:
         sizes = {"window": window, "horizontal": horizontal, "vertical": vertical}
         super().__init__(num_items, d_model, max_len, dropout, **sizes)
@@ -63,8 +66,7 @@ class Caser(SequenceEncoder):
         self.horizontal = nn.ModuleList(nn.Linear(h * d_model, horizontal) for h in range(1, window + 1))
         self.vertical = nn.Linear(window, vertical, bias=False)
         self.join = nn.Linear(window * horizontal + vertical * d_model, d_model)
-        # The code of the authors: embeddings of standard deviation 1 / d.
-        nn.init.normal_(self.item_embedding.weight, std=1 / d_model)
+        nn.init.normal_(self.item_embedding.weight, std=init_std)
         with torch.no_grad():
             self.item_embedding.weight[0].zero_()
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.encoders.bert4rec import SequenceEncoder
+from ensemble_kd.encoders.parts import SequenceEncoder
 
 
 class GRU4Rec(SequenceEncoder):
@@ -28,6 +28,8 @@ class GRU4Rec(SequenceEncoder):
         hidden_size: width of the state; ``d_model`` where None.
         max_len: the longest l.
         dropout: on the embedding and between GRU layers.
+        init_std: of the normal that item embeddings are drawn from. With a small one, such as Glorot's, and a tied
+            classifier, the net starts from small logits and learns late.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
@@ -52,13 +54,14 @@ class GRU4Rec(SequenceEncoder):
         hidden_size: int | None = None,
         max_len: int = 50,
         dropout: float = 0.2,
+        init_std: float = 0.2,
     ) -> None:
         width = d_model if hidden_size is None else hidden_size
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, hidden_size=width)
         between = self.dropout if num_layers > 1 else 0.0  # nn.GRU warns where it has no place to apply it
         self.gru = nn.GRU(d_model, width, num_layers, batch_first=True, dropout=between)
         self.project = nn.Linear(width, d_model)
-        nn.init.xavier_normal_(self.item_embedding.weight)
+        nn.init.normal_(self.item_embedding.weight, std=init_std)
         with torch.no_grad():
             self.item_embedding.weight[0].zero_()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd.encoders.bert4rec import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
+from ensemble_kd.encoders.parts import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
 
 
 class CausalBlock(nn.Module):
