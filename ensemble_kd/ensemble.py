@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ensemble_kd import functional as ekd
+from ensemble_kd import serving
 from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.fused import ItemLosses, item_losses
@@ -20,6 +21,7 @@ from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
 from ensemble_kd.rows import sparse_lookups, take_rows
 from ensemble_kd.sampling import Candidates, sampled_item_losses
+from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
 
 
@@ -28,13 +30,6 @@ class Step(NamedTuple):
 
     total: Tensor  # () what to call backward() on
     terms: dict[str, Tensor]  # each term by its key, () detached and unweighted, for reports
-
-
-class Recommendations(NamedTuple):
-    """The best items of each sequence, best first; 0 with a score of -inf where fewer than k are left."""
-
-    items: Tensor  # (b, k) int64
-    scores: Tensor  # (b, k)
 
 
 class EnsembleKD(nn.Module):
@@ -407,13 +402,23 @@ class EnsembleKD(nn.Module):
         return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
 
     @torch.no_grad()
-    def recommend(self, item_ids: Tensor, k: int = 10, *, exclude_seen: bool = True) -> Recommendations:
-        """The k best next items of each sequence, in evaluation mode.
+    def recommend(
+        self,
+        item_ids: Tensor,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+        aggregate: Aggregate = "logits",
+    ) -> Recommendations:
+        """The k best next items of each sequence, in evaluation mode, some sequences at a time.
 
         Args:
-            item_ids: (b, l) int64 sequences, left-padded with 0.
+            item_ids: (b, l) int64 sequences, left-padded with 0; the encoder reads the newest of long ones.
             k: how many.
             exclude_seen: leave out the items of ``item_ids`` itself.
+            candidates: (c,) or (b, c) int64 items to choose from, for all or for each; None: all.
+            aggregate: what is averaged over members: "logits" (Eq. 20), "probabilities" or "ranks".
 
         Examples:
             >>> from ensemble_kd.encoders import SASRec
@@ -422,19 +427,56 @@ class EnsembleKD(nn.Module):
             >>> sorted(items[0].tolist())
             [4, 5]
         """
-        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= self.num_items:
-            expected = f"a whole number 1 <= k <= {self.num_items} (num_items)"
-            raise EnsembleKDError("recommend", expected, repr(k), "Ask for fewer items.")
+        states = self._serve("recommend", item_ids)
+        seen = item_ids if exclude_seen else None
+        with torch.autocast(states.device.type, enabled=False):
+            return serving.top_items(
+                states, *self.classifier_weights(), k=k, seen=seen, candidates=candidates, aggregate=aggregate
+            )
+
+    @torch.no_grad()
+    def query_vectors(self, item_ids: Tensor) -> Tensor:
+        """One vector a sequence, (b, l) -> (b, n d + 1), whose inner products with ``item_vectors`` are the scores.
+
+        Any index of maximum inner products serves the whole ensemble with them, exactly where the index is.
+
+        Examples:
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=10), n=2).eval()
+            >>> ids = torch.tensor([[0, 1, 2, 3]])
+            >>> torch.allclose(model.query_vectors(ids) @ model.item_vectors().T, model(ids)[:, 1:], atol=1e-6)
+            True
+        """
+        return serving.query_vectors(self._serve("query_vectors", item_ids))
+
+    @torch.no_grad()
+    def item_vectors(self) -> Tensor:
+        """One vector an item, (num_items, n d + 1); row j is item j + 1's. See ``query_vectors``."""
+        return serving.item_vectors(*self.classifier_weights())
+
+    @torch.no_grad()
+    def uncertainty(self, item_ids: Tensor, *, k: int = 10) -> Uncertainty:
+        """Entropy, mutual information and disagreement about each sequence's next item: (b, l) -> three of (b,).
+
+        Examples:
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(20, d_model=4, max_len=10), n=2)
+            >>> found = model.uncertainty(torch.tensor([[0, 1, 2, 3]]))
+            >>> bool(found.mutual_information <= found.entropy)
+            True
+        """
+        states = self._serve("uncertainty", item_ids)
+        with torch.autocast(states.device.type, enabled=False):
+            return serving.uncertainty(states, *self.classifier_weights(), k=k)
+
+    def _serve(self, where: str, item_ids: Tensor) -> Tensor:
+        """The members' query states in evaluation mode."""
         training = self.training
         self.eval()
         try:
-            scores = self(item_ids)
+            return self._newest_hidden(where, item_ids)
         finally:
             self.train(training)
-        if exclude_seen:
-            scores.scatter_(1, item_ids, -torch.inf)
-        best = scores.topk(k, dim=1)
-        return Recommendations(best.indices.masked_fill(best.values == -torch.inf, 0), best.values)
 
     def member(self, i: int) -> EnsembleKD:
         """Member i alone, with a copy of its weights: an ``EnsembleKD`` of one, a module that scores by itself."""

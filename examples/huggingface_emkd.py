@@ -33,7 +33,7 @@ def encoder(args: Namespace, num_items: int) -> nn.Module:
 
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/huggingface", window=15, views=1, batch_size=64, epochs=12)
+    parser = flags(__doc__, output="runs/huggingface", window=15, views=1, batch_size=64, epochs=5)
     parser.add_argument("--model", choices=("gpt2", "bert"), default="gpt2")
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=2)

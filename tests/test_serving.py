@@ -1,0 +1,174 @@
+"""Serving against loops over users and items in float64, in other words than the code's."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ensemble_kd import EnsembleKD, EnsembleKDError
+from ensemble_kd import serving as served
+from ensemble_kd.encoders import BERT4Rec, SASRec
+
+quick = settings(deadline=None, max_examples=60)
+V = 14
+IDS = torch.tensor([[0, 0, 3, 4, 5], [1, 2, 3, 9, 9], [0, 7, 8, 9, 10]])
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """States (n, b, d), weights (n, v, d), biases (n, v)."""
+    n, b, v, d = (draw(st.integers(1, high)) for high in (3, 4, 9, 3))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    states, weight, bias = (
+        torch.randn(n, *shape, generator=rng, dtype=torch.float64) for shape in ((b, d), (v, d), (v,))
+    )
+    return states, weight, bias
+
+
+def logit(head: tuple[Tensor, Tensor, Tensor], n: int, b: int, item: int) -> float:
+    states, weight, bias = head
+    return sum(float(h * w) for h, w in zip(states[n, b], weight[n, item - 1], strict=True)) + float(bias[n, item - 1])
+
+
+def score(head: tuple[Tensor, Tensor, Tensor], b: int, item: int, among: list[int], how: str) -> float:
+    """One item's score by the definitions."""
+    members = range(len(head[0]))
+    if how == "logits":
+        return sum(logit(head, n, b, item) for n in members) / len(members)
+    if how == "probabilities":
+        mass = [sum(math.exp(logit(head, n, b, other)) for other in among) for n in members]
+        return sum(math.exp(logit(head, n, b, item)) / mass[n] for n in members) / len(members)
+    better = [sum(logit(head, n, b, other) > logit(head, n, b, item) for other in among) for n in members]
+    return -sum(better) / len(members)
+
+
+@quick
+@given(heads(), st.sampled_from(["logits", "probabilities", "ranks"]), st.data())
+def test_the_best_items_are_those_of_the_definition(head: Any, how: Any, data: st.DataObject) -> None:
+    (_, b, _), v = head[0].shape, head[1].shape[1]
+    form = data.draw(st.sampled_from(["all", "one list", "a list each"]))
+    pick = st.lists(st.integers(1, v), min_size=1, max_size=v, unique=True)
+    shared = data.draw(pick)
+    lists = {"all": [list(range(1, v + 1))] * b, "one list": [shared] * b}.get(form) or [
+        data.draw(pick) for _ in range(b)
+    ]
+    width = max(map(len, lists))
+    padded = torch.tensor([items + [0] * (width - len(items)) for items in lists])
+    candidates = {"all": None, "one list": torch.tensor(shared)}.get(form, padded)
+    seen = torch.tensor(
+        data.draw(st.lists(st.lists(st.integers(0, v), min_size=2, max_size=2), min_size=b, max_size=b))
+    )
+    exclude = data.draw(st.booleans())
+    k = data.draw(st.integers(1, width))
+    got = served.top_items(*head, k=k, seen=seen if exclude else None, candidates=candidates, aggregate=how)
+    for user, among in enumerate(lists):
+        allowed = [item for item in among if not (exclude and item in seen[user].tolist())]
+        want = sorted((score(head, user, item, among, how) for item in allowed), reverse=True)[:k]
+        items, scores = got.items[user].tolist(), got.scores[user].tolist()
+        assert items[len(want) :] == [0] * (k - len(want))
+        assert scores[len(want) :] == [-math.inf] * (k - len(want))
+        assert scores[: len(want)] == pytest.approx(want, abs=1e-9)
+        assert len({*items[: len(want)]}) == len(want)
+        for item, value in zip(items[: len(want)], scores, strict=False):
+            assert item in allowed
+            assert value == pytest.approx(score(head, user, item, among, how), abs=1e-9)
+
+
+@quick
+@given(heads(), st.integers(1, 4))
+def test_uncertainty_is_that_of_the_definition(head: Any, k: int) -> None:
+    (n, b, _), v = head[0].shape, head[1].shape[1]
+    k = min(k, v)
+    got = served.uncertainty(*head, k=k)
+
+    def entropy(p: list[float]) -> float:
+        return -sum(x * math.log(x) for x in p)
+
+    for user in range(b):
+        p = []
+        for member in range(n):
+            mass = [math.exp(logit(head, member, user, item)) for item in range(1, v + 1)]
+            p.append([x / sum(mass) for x in mass])
+        mean = [sum(x) / n for x in zip(*p, strict=True)]
+        best = [set(sorted(range(v), key=lambda j, q=q: -q[j])[:k]) for q in p]  # type: ignore[misc]
+        apart = [1 - len(x & y) / len(x | y) for x, y in itertools.combinations(best, 2)]
+        assert float(got.entropy[user]) == pytest.approx(entropy(mean), abs=1e-9)
+        information = entropy(mean) - sum(map(entropy, p)) / n
+        assert float(got.mutual_information[user]) == pytest.approx(max(information, 0), abs=1e-9)
+        assert float(got.disagreement[user]) == pytest.approx(sum(apart) / len(apart) if apart else 0, abs=1e-9)
+
+
+def model_of(kind: str, classifier: str = "linear", **options: Any) -> EnsembleKD:
+    encoder = {"sasrec": SASRec, "bert4rec": BERT4Rec}[kind]
+    return EnsembleKD(lambda: encoder(V, d_model=8, max_len=6, dropout=0.5), n=3, classifier=classifier, **options)
+
+
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+def test_one_inner_product_serves_the_ensemble(kind: str, classifier: str) -> None:
+    model = model_of(kind, classifier).double()
+    with torch.no_grad():
+        model.item_classifier.bias.normal_()
+    found = model.query_vectors(IDS) @ model.item_vectors().T
+    assert found.shape == (3, V)
+    assert model.training  # and yet no dropout: queries are asked in evaluation mode
+    torch.testing.assert_close(found, model.eval()(IDS)[:, 1:], rtol=0, atol=1e-12)
+    best = found.topk(5)
+    items, scores = model.recommend(IDS, k=5, exclude_seen=False)
+    assert torch.equal(items, best.indices + 1)
+    torch.testing.assert_close(scores, best.values, rtol=0, atol=1e-12)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("sasrec")
+    whole = model.recommend(IDS, k=4), model.uncertainty(IDS)
+    monkeypatch.setattr(served, "BLOCK_BYTES", 1)  # a user at a time
+    for one, other in zip(whole, (model.recommend(IDS, k=4), model.uncertainty(IDS)), strict=True):
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y)
+
+
+def test_candidates_narrow_the_recommendations() -> None:
+    model = model_of("sasrec")
+    items, _ = model.recommend(IDS, k=3, candidates=torch.tensor([4, 11, 12, 13]))
+    assert set(items.flatten().tolist()) <= {4, 11, 12, 13}
+    assert 4 not in items[0].tolist()  # seen
+    each = torch.tensor([[11, 0], [12, 13], [14, 1]])
+    items, scores = model.recommend(IDS, k=2, candidates=each)
+    assert [sorted(row) for row in items.tolist()] == [[0, 11], [12, 13], [1, 14]]
+    assert scores[0, 1] == -math.inf
+    # Logits do not depend on what else there is to choose from.
+    every = model.eval()(IDS)
+    torch.testing.assert_close(scores[1:], every[1:].gather(1, items[1:]))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"aggregate": "votes"}, "aggregate 'logits' or 'probabilities' or 'ranks', got 'votes'. Choose one of these."),
+        ({"k": 15}, "a whole number 1 <= k <= 14 (num_items), got 15. Ask for fewer items."),
+        (
+            {"candidates": torch.tensor([1, 2])},
+            "a whole number 1 <= k <= 2 (candidates), got 10. Ask for fewer items.",
+        ),
+        (
+            {"candidates": torch.ones(2, 12, dtype=torch.long)},
+            "candidates int64 (c,) or (3, c), got torch.int64 (2, 12). Pass one list of item ids for all, or one each.",
+        ),
+        (
+            {"candidates": torch.tensor([0, 3])},
+            "candidates in 1..14 (num_items), got 0..3. Pass item ids.",
+        ),
+    ],
+)
+def test_what_cannot_be_asked(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(EnsembleKDError) as error:
+        model_of("sasrec").recommend(IDS, **options)
+    assert str(error.value) == f"recommend: expected {text}"
