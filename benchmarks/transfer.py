@@ -64,7 +64,7 @@ def runs() -> Iterator[Settings]:
     own: dict[str, dict[str, Any]] = {
         "SASRec": {"dropout": 0.5, "lr": 2e-3},
         "GRU4Rec": {"dropout": 0.4, "lr": 2e-3, "epochs": 7},
-        "Caser": {"dropout": 0.4, "lr": 2e-3, "epochs": 7},
+        "Caser": {"dropout": 0.4, "lr": 2e-3, "epochs": 5},
     }
     weights: dict[str, dict[str, Any]] = {
         "one network": {"lambda_": 0.0, "mu": 0.0},

@@ -44,7 +44,7 @@ def encoder(args: Namespace, num_items: int) -> nn.Module:
 
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/recbole", views=1, window=6, epochs=15)
+    parser = flags(__doc__, output="runs/recbole", views=1, window=6, window_step=2, batch_size=128, epochs=6, lr=2e-3)
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--num-heads", type=int, default=2)
     args = parser.parse_args()
