@@ -16,6 +16,7 @@ from ensemble_kd import serving
 from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.fused import ItemLosses, item_losses
+from ensemble_kd.fused_attributes import attribute_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
@@ -307,7 +308,7 @@ class EnsembleKD(nn.Module):
         if "kd" in named:
             terms["kd"] = m * main.kd
         if "ap" in named:
-            value = self._attribute_loss(draw, anchor)
+            value = self._attribute_loss(draw, anchor, product_dtype)
             total, terms["ap"] = total + named["ap"][0] * value, value.detach()
         for name, value in self._contrastive_losses(draw, views, anchor).items():
             total, terms[name] = total + named[name][0] * value, value.detach()
@@ -341,7 +342,7 @@ class EnsembleKD(nn.Module):
         assert embedding is not None
         return take_rows(embedding, candidates.items).to(bias.dtype), take_rows(bias, classes)
 
-    def _attribute_loss(self, draw: Draw, anchor: Tensor) -> Tensor:
+    def _attribute_loss(self, draw: Draw, anchor: Tensor, product_dtype: torch.dtype) -> Tensor:
         assert self.attribute_table is not None
         if anchor.ndim == 4:
             anchor = rearrange(anchor, "n b l d -> n (b l) d")
@@ -350,10 +351,11 @@ class EnsembleKD(nn.Module):
         if selects(items):
             kept = real.nonzero()[:, 0]
             anchor, items, real = anchor.index_select(1, kept), items[kept], real[kept]
-        logits = self.attribute_classifier.logits(anchor)
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        return ekd.attribute_cross_entropy(logits, self.attribute_table[items], real).sum()
+        weight, bias = self.attribute_classifier.weight, self.attribute_classifier.bias
+        assert weight is not None
+        return attribute_losses(
+            anchor, weight, bias, self.attribute_table[items], real, product_dtype=product_dtype
+        ).sum()
 
     def _contrastive_losses(self, draw: Draw, views: Tensor, anchor: Tensor) -> dict[LossName, Tensor]:
         values: dict[LossName, Tensor] = {}

@@ -24,8 +24,8 @@ class Heads(nn.Module):
 
     Examples:
         >>> heads = Heads(2, 5, 4, seed=0, stream=1, tied=False, like=torch.zeros(()))
-        >>> heads.logits(torch.ones(2, 3, 4)).shape
-        torch.Size([2, 3, 5])
+        >>> heads.weight.shape, heads.bias.shape
+        (torch.Size([2, 5, 4]), torch.Size([2, 5]))
     """
 
     weight: nn.Parameter | None
@@ -41,11 +41,6 @@ class Heads(nn.Module):
         weight = None if tied else nn.Parameter(torch.stack(weights).to(like.device))
         self.register_parameter("weight", weight)
         self.bias = nn.Parameter(torch.zeros(n, classes, dtype=dtype, device=like.device))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(n, t, d) -> (n, t, c), in the classifiers' precision."""
-        assert self.weight is not None
-        return torch.baddbmm(self.bias[:, None], hidden.to(self.bias.dtype), self.weight.mT)
 
     def member(self, i: int) -> Heads:
         """A copy of member i's head, as n = 1."""

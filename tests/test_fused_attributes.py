@@ -1,0 +1,99 @@
+"""The tiled attribute loss against the plain one, which the identities hold to the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ensemble_kd import EnsembleKDError, fused_attributes
+from ensemble_kd.functional import attribute_cross_entropy
+from ensemble_kd.fused_attributes import attribute_losses
+
+Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@st.composite
+def cases(draw: st.DrawFn, scales: tuple[float, ...] = (0.0, 1.0, 60.0)) -> Case:
+    n, t, d, a, k = (draw(st.integers(1, high)) for high in (3, 6, 3, 5, 3))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    shapes = ((n, t, d), (n, a, d), (n, a))
+    hidden, weight, bias = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes)
+    rows = [draw(st.lists(st.integers(0, a - 1), max_size=min(k, a), unique=True)) for _ in range(t)]
+    attributes = torch.tensor([row + [-1] * (k - len(row)) for row in rows])
+    real = torch.tensor([True] + [draw(st.booleans()) for _ in range(t - 1)])
+    return hidden * draw(st.sampled_from(scales)), weight, bias, attributes, real
+
+
+def with_gradients(loss: Any, case: Case, factors: Tensor) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in case[:3]]
+    losses = loss(*leaves, *case[3:])
+    (losses * factors).sum().backward()
+    return [losses.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, attributes: Tensor, real: Tensor) -> Tensor:
+    return attribute_cross_entropy(torch.baddbmm(bias[:, None], hidden, weight.mT), attributes, real)
+
+
+@settings(deadline=None)
+@given(cases(), st.integers(1, 40))
+def test_losses_and_gradients_are_those_of_the_plain_form(case: Case, tile: int) -> None:
+    factors = torch.linspace(0.5, 2, len(case[0]), dtype=torch.float64)  # each member's gradient takes its own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_attributes, "_TILE_BYTES", {"cpu": tile * 4, "cuda": tile * 4})
+        found = with_gradients(attribute_losses, case, factors)
+    want = with_gradients(plain, case, factors)
+    assert len(found) == len(want) == 4
+    for x, y in zip(found, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(cases(scales=(1.0,)))
+def test_padding_may_hold_anything(case: Case) -> None:
+    spoilt = case[0].masked_fill(~case[4][:, None], torch.nan)
+    factors = torch.ones(len(case[0]), dtype=torch.float64)
+    for x, y in zip(
+        with_gradients(attribute_losses, (spoilt, *case[1:]), factors),
+        with_gradients(attribute_losses, case, factors),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
+
+
+@settings(deadline=None)
+@given(cases(scales=(1.0,)))
+def test_bfloat16_products_round_and_no_more(case: Case) -> None:
+    case = (*(x.float() for x in case[:3]), *case[3:])  # type: ignore[assignment]
+    factors = torch.ones(len(case[0]))
+
+    def rounded(*args: Tensor) -> Tensor:
+        return attribute_losses(*args, product_dtype=torch.bfloat16)
+
+    for x, y in zip(with_gradients(rounded, case, factors), with_gradients(plain, case, factors), strict=True):
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, y, rtol=0.05, atol=0.02)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    hidden, weight, bias = torch.randn(2, 3, 4), torch.randn(2, 5, 4, requires_grad=True), torch.randn(2, 5)
+    attributes, real = torch.tensor([[1], [2], [-1]]), torch.ones(3, dtype=torch.bool)
+    assert not attribute_losses(hidden, weight.detach(), bias, attributes, real).requires_grad
+    losses = attribute_losses(hidden, weight, bias, attributes, real)
+    losses.sum().backward()
+    assert weight.grad is not None
+    assert hidden.grad is None
+
+
+def test_a_second_derivative_is_refused() -> None:
+    bias = torch.zeros(1, 2, requires_grad=True)
+    losses = attribute_losses(
+        torch.zeros(1, 1, 3), torch.zeros(1, 2, 3), bias, torch.tensor([[0]]), torch.tensor([True])
+    )
+    with pytest.raises(EnsembleKDError, match="attribute_losses: expected one backward pass, got create_graph=True"):
+        torch.autograd.grad(losses.sum(), bias, create_graph=True)
