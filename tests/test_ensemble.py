@@ -679,7 +679,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "padding inside": (
         lambda: make().recommend(torch.tensor([[1, 0, 2]])),
-        f"forward: expected padding on the left only, got a row with 0 after an item. {LEFT}",
+        f"recommend: expected padding on the left only, got a row with 0 after an item. {LEFT}",
     ),
     "nothing to predict": (
         lambda: make(objective=NextItem()).loss(torch.tensor([[0, 1], [2, 3]])),
