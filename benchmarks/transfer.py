@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.transfer --data-dir FOLDER [--only SASRec ...]`` trains what is not yet in
 ``results/transfer.jsonl``, appends a line for each run, and prints the table of all lines. A run that was stopped goes
-on from its last checkpoint in ``--output``, so that the study may be stopped at any moment, and two processes with
-different ``--only`` or ``--seeds`` may share it.
+on from its last checkpoint in ``--output``, so that the study may be stopped at any moment, and processes with different
+``--only``, ``--seeds`` or ``--variants`` may share it.
 """
 
 from __future__ import annotations
@@ -162,12 +162,17 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of Beauty.txt and its attributes")
     parser.add_argument("--only", nargs="+", choices=tuple(ENCODERS), default=list(ENCODERS), help="these encoders")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="these seeds")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="these variants")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder of checkpoints and logs")
     args = parser.parse_args()
     os.environ[DATA_DIR] = str(args.data_dir.resolve())
     data = read_text(args.data_dir / "Beauty.txt", args.data_dir / "Beauty_item2attributes.json")
     for settings in runs():
-        if settings.encoder not in args.only or settings.seed not in args.seeds:
+        if (
+            settings.encoder not in args.only
+            or settings.seed not in args.seeds
+            or settings.variant not in args.variants
+        ):
             continue
         if any(r["settings"] == asdict(settings) for r in finished()):
             continue
