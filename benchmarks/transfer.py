@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.transfer --data-dir FOLDER [--only SASRec ...]`` trains what is not yet in
 ``results/transfer.jsonl``, appends a line for each run, and prints the table of all lines. A run that was stopped goes
-on from its last checkpoint in ``--output``, so that the study may be stopped at any moment, and processes with different
+on from its last checkpoint in ``--output``, so that the study may be stopped at any moment; processes of different
 ``--only``, ``--seeds`` or ``--variants`` may share it.
 """
 
