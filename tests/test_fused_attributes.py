@@ -50,7 +50,8 @@ def test_losses_and_gradients_are_those_of_the_plain_form(case: Case, tile: int)
     want = with_gradients(plain, case, factors)
     assert len(found) == len(want) == 4
     for x, y in zip(found, want, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+        # F.softplus, of the plain form, takes x for softplus(x) beyond 20: an error of up to exp(-20) = 2e-9 a term.
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-8)
 
 
 @settings(deadline=None)
