@@ -79,8 +79,8 @@ def runs() -> Iterator[Settings]:
     yield Settings("SASRec", "strong transfer", 0, **own["SASRec"], **weights["strong transfer"])
 
 
-def train(s: Settings, data: SequenceData, output: Path) -> dict[str, object]:
-    """One run: its settings, the test metrics of every scorer, and when validation was best."""
+def train(s: Settings, data: SequenceData, output: Path, code: str) -> dict[str, object]:
+    """One run by revision ``code``: its settings, test metrics of every scorer, and when validation was best."""
     transfer = s.lambda_ * (ICL(temperature=s.temperature) + CCL(temperature=s.temperature))
     transfer += s.mu * KD(temperature=s.kd_temperature)
     model = EnsembleKD(
@@ -121,7 +121,7 @@ def train(s: Settings, data: SequenceData, output: Path) -> dict[str, object]:
         "train_s": round(sum(entry["train_s"] for entry in found.history), 1),
         "wall_s": round(time.monotonic() - started, 1),
         "machine": environment(),
-        "revision": revision(),
+        "revision": code,
     }
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS), help="these seeds")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="these variants")
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder of checkpoints and logs")
-    args = parser.parse_args()
+    args, code = parser.parse_args(), revision()  # what this process has loaded; the files may change under it
     os.environ[DATA_DIR] = str(args.data_dir.resolve())
     data = read_text(args.data_dir / "Beauty.txt", args.data_dir / "Beauty_item2attributes.json")
     for settings in runs():
@@ -177,7 +177,7 @@ def main() -> None:
         if any(r["settings"] == asdict(settings) for r in finished()):
             continue
         print(settings, flush=True)
-        line = json.dumps(train(settings, data, args.output)) + "\n"
+        line = json.dumps(train(settings, data, args.output, code)) + "\n"
         with FILE.open("a", encoding="utf-8") as file:  # one write, so that processes may share the file
             file.write(line)
         print(line, flush=True)
