@@ -8,5 +8,6 @@ NAMES: dict[str, str] = {
     "scaling": "a step over catalogue, views, length and batch",
     "memory": "peak memory of the loss and of a step",
     "evaluate": "ranking every user over the whole catalogue, against sorting",
+    "serving": "answering requests: ensemble, one network, FAISS, ONNX Runtime",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
 }
