@@ -164,7 +164,7 @@ def recipe(scale: Scale, dataset: str, encoder: str) -> dict[str, Any]:
 
 # Found on validation, one network each, seed 0; batch_size, lr and epochs go together.
 CPU: dict[str, dict[str, Any]] = {
-    "SASRec": {"dropout": 0.5, "epochs": 9},
+    "SASRec": {"d_model": 128, "dropout": 0.5, "epochs": 9},
     "GRU4Rec": {"dropout": 0.4, "epochs": 7},
     "Caser": {"dropout": 0.4, "epochs": 5},
     "BERT4Rec": {
@@ -179,4 +179,8 @@ CPU: dict[str, dict[str, Any]] = {
         "classifier": "linear",
     },
 }
-CPU_ON: dict[tuple[str, str], dict[str, Any]] = {}
+CPU_ON: dict[tuple[str, str], dict[str, Any]] = {
+    ("ML-1M", "SASRec"): {"d_model": 64, "dropout": 0.2, "epochs": 10},
+    ("ML-1M", "GRU4Rec"): {"dropout": 0.2, "epochs": 10},
+    ("ML-1M", "Caser"): {"dropout": 0.2, "epochs": 6},
+}
