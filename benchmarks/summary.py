@@ -96,6 +96,7 @@ def _serving(entry: Entry) -> list[str]:
 SECTIONS: dict[str, Callable[[Entry], list[str]]] = {
     "loss": _loss,
     "step": _step,
+    "step_wide": _step,
     "members": _members,
     "scaling": _scaling,
     "evaluate": _evaluate,

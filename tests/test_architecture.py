@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
         "data.",
     },
+    "presets": {"contract", "losses", "objectives", "schedules"},
     "serving": {"errors"},
     "weights": {"errors", "checkpoints", "contract", "ensemble", "losses", "objectives"},
     "export": {"errors", "checkpoints", "ensemble"},

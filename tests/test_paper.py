@@ -18,7 +18,7 @@ from benchmarks.paper import published, report, store
 from benchmarks.paper.analysis import Test, ambiguity, diagnose, jaccard, ndcg, paired_bootstrap
 from benchmarks.paper.recipes import INDEPENDENT, Run, load, recipe
 from benchmarks.paper.tables import Study, runs, study
-from ensemble_kd import EnsembleKD
+from ensemble_kd import EnsembleKD, presets
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
 
@@ -103,6 +103,13 @@ def test_the_papers_preset_is_the_papers() -> None:
     run = Study("paper", "Beauty").run("BERT4Rec", 3)
     assert (run.d_model, run.views, run.epochs, run.window, run.batch_size, run.num_layers) == (256, 8, 250, 15, 256, 2)
     assert (run.lr, run.schedule, run.mask_ratio, run.classifier) == (1e-3, "step", 0.15, "linear")
+    data = load("synthetic", None)
+    assert run.losses() == presets.paper(data.item_attributes)["losses"]
+    same = replace(run, newest=None).model(data).objective
+    assert same == presets.paper()["objective"]
+    for name in ("epochs", "batch_size", "lr", "window", "window_step"):
+        assert getattr(run, name) == presets.PAPER_FIT[name]
+    assert run.schedules()["schedule"] == presets.PAPER_FIT["schedule"]
 
 
 def test_rows_of_table_4_differ_in_what_their_names_say() -> None:
