@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ensemble_kd import functional as ekd
 from ensemble_kd import serving
 from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
+from ensemble_kd.distributed import Ranks
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.fused import ItemLosses, item_losses
 from ensemble_kd.fused_attributes import attribute_losses
@@ -147,6 +148,7 @@ class EnsembleKD(nn.Module):
         backend: Backend,
     ) -> None:
         first = members[0]
+        self.ranks = Ranks()
         self.num_items = positive(
             "num_items", num_items if num_items is not None else getattr(first, "num_items", None)
         )
@@ -273,7 +275,9 @@ class EnsembleKD(nn.Module):
                 once, as ``fit`` does, switches it off.
 
         Returns:
-            ``Step(total, terms)``: ``total`` is differentiable, ``terms`` are detached and unweighted.
+            ``Step(total, terms)``: ``total`` is differentiable, ``terms`` are detached and unweighted. Where ``ranks``
+            has other processes hold other rows of the batch, ``total`` is such that the *mean* of the processes'
+            gradients is the whole batch's, as ``DistributedDataParallel`` takes it, and ``terms`` are the whole's.
 
         Raises:
             EnsembleKDError: ids of a wrong shape, type or range; a contrastive loss with fewer than two sequences.
@@ -304,15 +308,26 @@ class EnsembleKD(nn.Module):
         named, m = self._terms, self.objective.views
         flat = rearrange(views, "n b l d -> n (b l) d") if views.ndim == 4 else views
         main = self._item_losses(draw, flat.index_select(1, draw.positions), product_dtype)
+        shares = self._shares(draw, main.total.dtype)
+        if shares is not None:
+            main = ItemLosses(*(shares[0] * part for part in main))
         total, terms = main.total, {self.objective.name: m * main.cross_entropy.sum()}
         if "kd" in named:
             terms["kd"] = m * main.kd
         if "ap" in named:
             value = self._attribute_loss(draw, anchor, product_dtype)
+            value = value if shares is None else shares[1] * value
             total, terms["ap"] = total + named["ap"][0] * value, value.detach()
         for name, value in self._contrastive_losses(draw, views, anchor).items():
             total, terms[name] = total + named[name][0] * value, value.detach()
-        return Step(total, terms)
+        return Step(total, self.ranks.averaged(terms))
+
+    def _shares(self, draw: Draw, dtype: torch.dtype) -> Tensor | None:
+        """What this process's means over targets and over attributed positions count, where others hold other rows."""
+        if self.ranks.data is None:
+            return None
+        targets = len(draw.targets) if draw.valid is None else draw.valid.sum()
+        return self.ranks.shares(targets, (draw.anchor_items != 0).sum()).to(dtype)
 
     def _item_losses(self, draw: Draw, hidden: Tensor, product_dtype: torch.dtype) -> ItemLosses:
         m = self.objective.views
@@ -366,7 +381,11 @@ class EnsembleKD(nn.Module):
             pooled = ekd.pool_sequence(*_positions_of(views, draw.inputs.flatten(0, 1)), pool=term.pool)
             pooled = rearrange(pooled, "n (m b) e -> n m b e", m=self.objective.views)
             dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
-            both = ekd.contrast(anchors.to(dtype), pooled.to(dtype), temperature=term.temperature, variant=term.variant)
+            anchors, pooled = anchors.to(dtype), pooled.to(dtype)
+            if self.ranks.size > 1:
+                gathered = self.ranks.gather_rows(torch.cat([anchors[:, None], pooled], dim=1), dim=2)
+                anchors, pooled = gathered[:, 0], gathered[:, 1:]
+            both = ekd.contrast(anchors, pooled, temperature=term.temperature, variant=term.variant)
             values[name] = both.icl if name == "icl" else both.ccl
             if self._one_contrast:
                 values["icl"], values["ccl"] = both

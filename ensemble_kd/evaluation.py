@@ -119,7 +119,7 @@ def evaluate(
     target, (history, offsets) = data.target(split), data.history(split)
     lengths, totals = (inputs != 0).sum(dim=1), offsets.diff()
     order = totals.argsort(stable=True)  # users of similar length together, so that little padding is computed
-    found = torch.empty(len(model) + 1, len(inputs), dtype=torch.int64)
+    found = torch.zeros(len(model) + 1, len(inputs), dtype=torch.int64)
     weight, bias = model.classifier_weights()
     weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
     n, columns = len(model), model.num_items + 1
@@ -128,7 +128,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        for users in order.split(batch_size):
+        for users in model.ranks.own(order.split(batch_size)):
             ids = inputs[users, -int(lengths[users].max()) :]
             seen = None if exclude == "none" else ids
             if exclude == "history":
@@ -145,6 +145,7 @@ def evaluate(
                 found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
     finally:
         model.train(training)
+    found = model.ranks.sum_rows(found)
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
     return Evaluation(

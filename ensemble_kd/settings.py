@@ -114,6 +114,7 @@ class Settings:
             "objective": _without_addresses(model.objective),
             "losses": _without_addresses(model.losses),
             "backend": repr(model.encoder.requested_backend),
+            **({"processes": str(model.ranks)} if model.ranks.size > 1 else {}),
             **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
             **_encoders(model),
         }

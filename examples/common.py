@@ -13,6 +13,7 @@ from torch import nn
 
 from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, NextItem, fit
 from ensemble_kd.data import SequenceData, read_text, synthetic
+from ensemble_kd.distributed import Ranks, process_group, restarted
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
 from ensemble_kd.schedules import Cosine, Schedule, StepDecay
@@ -82,7 +83,12 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
 
 
 def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
-    """Train, evaluate on the test items, recommend, and draw the curves."""
+    """Train, evaluate on the test items, recommend, and draw the curves; in all processes that torchrun started."""
+    with process_group():
+        _run(args, encoder, objective)
+
+
+def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
     data = sequences(args)
     model = ensemble(args, data, encoder, objective)
     schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
@@ -101,11 +107,13 @@ def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> Non
         exclude=args.exclude,
         patience=args.patience,
         output_dir=args.output,
-        resume=args.resume,
+        resume=args.resume or restarted(),
         checkpoint_every_s=args.checkpoint_every,
         seed=args.seed,
     )
     minutes = (time.monotonic() - started) / 60
+    if not Ranks.world().is_first:
+        return
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
     draw_curves(result.history, args.output / "curves.png")
 

@@ -26,6 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"errors", "functional"},
     "contract": {"errors", "stacking"},
     "heads": {"errors", "stacking"},
+    "distributed": {"errors"},
+    "data_parallel": {"distributed", "ensemble"},
     "ensemble": {
         "errors",
         "functional",
@@ -39,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "metrics",
         "contract",
         "heads",
+        "distributed",
         "serving",
     },
     "checkpoints": {"errors", "ensemble"},
@@ -48,6 +51,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runlog": {"settings"},
     "training": {
         "errors",
+        "data_parallel",
+        "distributed",
         "ensemble",
         "objectives",
         "stacking",

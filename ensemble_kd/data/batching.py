@@ -29,6 +29,7 @@ class BatchPlan:
         epoch: non-negative.
         bucket: True: windows of similar length share a batch, so that little padding is computed. The windows are
             shuffled, sorted by length within chunks of 50 batches, and the batches shuffled. False: shuffled only.
+        at_least: a last batch of fewer windows joins the batch before it, unless all batches are as small.
 
     Raises:
         EnsembleKDError: for windows that are not (w, l) int64 with w, l >= 1, or a number out of range.
@@ -40,7 +41,9 @@ class BatchPlan:
         (2, [(2, 1), (2, 3)])
     """
 
-    def __init__(self, windows: Tensor, batch_size: int, seed: int, epoch: int, bucket: bool = True) -> None:
+    def __init__(
+        self, windows: Tensor, batch_size: int, seed: int, epoch: int, bucket: bool = True, at_least: int = 2
+    ) -> None:
         where = "BatchPlan"
         if windows.ndim != 2 or windows.dtype != torch.int64 or 0 in windows.shape:
             got = f"{tuple(windows.shape)} {windows.dtype}"
@@ -60,7 +63,7 @@ class BatchPlan:
                 chunk = order[start : start + CHUNK * batch_size]
                 order[start : start + CHUNK * batch_size] = chunk[np.argsort(lengths[chunk], kind="stable")]
         bounds = [*range(0, rows, batch_size), rows]
-        if batch_size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+        if batch_size >= at_least and len(bounds) > 2 and bounds[-1] - bounds[-2] < at_least:
             del bounds[-2]
         self._spans = list(itertools.pairwise(bounds))
         if bucket:

@@ -1,0 +1,223 @@
+"""Several processes that train one model: which of them holds what, and what they tell each other.
+
+Processes along the *data* dimension hold other rows of the same batch, those along the *member* dimension other
+members of the ensemble. Every term is a mean over its own things (targets, attributed positions, sequences), so a
+process's mean counts by its share of them, and the mean of the processes' gradients is that of the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ensemble_kd.errors import EnsembleKDError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+R = TypeVar("R", Tensor, tuple[Tensor, ...])
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, for a block; nothing happens in a process that stands alone.
+
+    Examples:
+        >>> with process_group():
+        ...     Ranks.world().size
+        1
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether ``torchrun --max-restarts`` has started this process anew, so that its run is to be resumed.
+
+    Examples:
+        >>> restarted()
+        False
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Where this process stands among those that train one model. Alone, as by default, every method does nothing.
+
+    Args:
+        data: processes that hold other rows of the same batch; None: there are none.
+        member: processes that hold other members; None: there are none.
+
+    Examples:
+        >>> ranks = Ranks()
+        >>> ranks.size, ranks.is_first, ranks.gather_rows(torch.ones(2, 3), dim=1).shape
+        (1, True, torch.Size([2, 3]))
+    """
+
+    data: ProcessGroup | None = None
+    member: ProcessGroup | None = None
+
+    @classmethod
+    def world(cls) -> Ranks:
+        """All processes along the data dimension, where ``torch.distributed`` is initialised."""
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return cls(data=dist.group.WORLD if together else None)
+
+    def __deepcopy__(self, _: object) -> Ranks:
+        return self
+
+    @property
+    def data_size(self) -> int:
+        """W, over how many processes the rows of a batch are spread."""
+        return 1 if self.data is None else self.data.size()
+
+    @property
+    def member_size(self) -> int:
+        """Over how many processes the members are spread."""
+        return 1 if self.member is None else self.member.size()
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self.data_size * self.member_size
+
+    @property
+    def rank(self) -> int:
+        """This process among all, from 0."""
+        return 0 if self.size == 1 else dist.get_rank()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def own(self, rows: R) -> R:
+        """Those of the rows that are this process's: every W-th, so that lengths are spread evenly."""
+        return rows if self.data is None else rows[self.data.rank() :: self.data.size()]
+
+    def shares(self, *counts: Tensor | int) -> Tensor:
+        """What this process's means count, (k,): count · W / count of all, so that the mean over processes is exact."""
+        device = next((count.device for count in counts if isinstance(count, Tensor)), None)
+        own = torch.stack([torch.as_tensor(count, dtype=torch.float64, device=device) for count in counts])
+        every = own.clone()
+        dist.all_reduce(every, group=self.data)
+        return own * self.data_size / every.clamp(min=1)
+
+    def gather_rows(self, x: Tensor, dim: int) -> Tensor:
+        """The rows of all processes along ``dim``, which may differ in number.
+
+        The gradient flows to a process's own rows, × W: every process computes the same loss of them, and the
+        gradients are averaged over processes.
+        """
+        if self.data is None:
+            return x
+        return _Gather.apply(x, dim, self.data, self.data_size)  # type: ignore[no-any-return, no-untyped-call]
+
+    def averaged(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each term as the mean over the processes that hold other rows."""
+        if self.data is None or not terms:
+            return dict(terms)
+        values = torch.stack([value.detach().double() for value in terms.values()])
+        dist.all_reduce(values, group=self.data)
+        return dict(zip(terms, values / self.data_size, strict=True))
+
+    def sum_rows(self, x: Tensor) -> Tensor:
+        """The sum over the processes that hold other rows; of a tensor on the CPU."""
+        if self.data is None:
+            return x
+        moved = x.to(_host(self.data), copy=True)
+        dist.all_reduce(moved, group=self.data)
+        return moved.to(x.device)
+
+    def agree(self, value: bool) -> bool:
+        """What the first process says: clocks and folders may tell each something else."""
+        if self.size == 1:
+            return value
+        told = torch.tensor(int(value), device=_host(dist.group.WORLD))
+        dist.broadcast(told, 0)
+        return bool(told)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        found: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.data_size} data x {self.member_size} member"
+
+
+def mean_sparse(grad: Tensor, group: ProcessGroup) -> Tensor:
+    """The mean over processes of sparse gradients, each with rows of its own: the rows of all, side by side.
+
+    Args:
+        grad: (n, r, \\*rest) with two sparse dimensions.
+        group: the processes.
+    """
+    index = gather(grad._indices(), 1, group)
+    values = gather(grad._values(), 0, group) / group.size()
+    return torch.sparse_coo_tensor(index, values, grad.shape, check_invariants=False)
+
+
+def gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
+    """The tensors of all processes side by side along ``dim``, where their sizes may differ; without a gradient."""
+    return torch.cat(_parts(x, dim, group)[0], dim=dim)
+
+
+def _host(group: ProcessGroup | None) -> torch.device:
+    """Where the host's own numbers travel: the CPU, unless the group has no backend for it."""
+    return torch.device("cpu" if "cpu:" in dist.get_backend_config(group) else "cuda")
+
+
+def _shapes(x: Tensor, group: ProcessGroup) -> list[list[int]]:
+    own = torch.tensor(x.shape, device=_host(group))
+    found = [torch.empty_like(own) for _ in range(group.size())]
+    dist.all_gather(found, own, group=group)
+    return [shape.tolist() for shape in found]
+
+
+def _parts(x: Tensor, dim: int, group: ProcessGroup) -> tuple[list[Tensor], list[int]]:
+    shapes = _shapes(x, group)
+    sizes = [shape[dim] for shape in shapes]
+    rest = [[*shape[:dim], *shape[dim + 1 :]] for shape in shapes]
+    if any(other != rest[0] for other in rest):
+        fix = "Pad the rows of all processes to one length, as ranks.own of one batch are."
+        raise EnsembleKDError("distributed", "tensors of one shape but for their rows", shapes, fix)
+    # Of one size, as every backend can send them; what only fills up is cut off.
+    missing = x.new_zeros(*x.shape[:dim], max(sizes) - x.shape[dim], *x.shape[dim + 1 :])
+    full = torch.cat([x, missing], dim=dim).contiguous()
+    parts = [torch.empty_like(full) for _ in sizes]
+    dist.all_gather(parts, full, group=group)
+    return [part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], sizes
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup, factor: int) -> Tensor:
+        parts, sizes = _parts(x.detach(), dim, group)
+        ctx.own = (dim, sum(sizes[: group.rank()]), x.shape[dim], factor)
+        return torch.cat(parts, dim=dim)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dim, start, size, factor = ctx.own
+        return grad.narrow(dim, start, size) * factor, None, None, None
