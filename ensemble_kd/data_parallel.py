@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +33,6 @@ class SpreadLoss:
         self._run: nn.Module = _Loss(model)
         self._group = model.ranks.data
         self._tables: list[Tensor] = []
-        self._is_new = True
         if self._group is None:
             return
         sampled = getattr(model.objective, "negatives", None) is not None
@@ -54,12 +52,7 @@ class SpreadLoss:
 
     def __call__(self, item_ids: Tensor) -> Step:
         """The loss of checked ids (b, l)."""
-        if not self._is_new or self._group is None:
-            return self._run(item_ids)  # type: ignore[no-any-return]
-        self._is_new = False
-        with warnings.catch_warnings():  # that all parameters were used this time
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-            return self._run(item_ids)  # type: ignore[no-any-return]
+        return self._run(item_ids)  # type: ignore[no-any-return]
 
     def finish(self) -> None:
         """Average what ``backward()`` has not."""
@@ -78,6 +71,8 @@ class _Loss(nn.Module):
     def __init__(self, model: EnsembleKD) -> None:
         super().__init__()
         self.model = model
+        if model.ranks.data is not None:  # never used: DistributedDataParallel warns where it finds nothing unused
+            self.unused = nn.Parameter(torch.zeros_like(model.item_classifier.bias[0, :1]))
 
     def forward(self, item_ids: Tensor) -> Step:
         return self.model.loss(item_ids, validate=False)

@@ -8,7 +8,7 @@ process's mean counts by its share of them, and the mean of the processes' gradi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,8 +21,10 @@ from ensemble_kd.errors import EnsembleKDError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Mapping[str, Any])
 R = TypeVar("R", Tensor, tuple[Tensor, ...])
 
 
@@ -75,6 +77,25 @@ class Ranks:
     member: ProcessGroup | None = None
 
     @classmethod
+    def of(cls, mesh: DeviceMesh | None) -> Ranks:
+        """The place in a mesh of all processes, with dimensions named "data", "member" or both.
+
+        Raises:
+            EnsembleKDError: a mesh of other dimensions, or of some of the processes.
+        """
+        if mesh is None:
+            return cls()
+        names, fix = (
+            mesh.mesh_dim_names or (),
+            'Use init_device_mesh("cpu", (2, 3), mesh_dim_names=("data", "member")).',
+        )
+        if not names or not set(names) <= {"data", "member"}:
+            raise EnsembleKDError("mesh", "dimensions named 'data', 'member' or both", names, fix)
+        if mesh.size() != dist.get_world_size():
+            raise EnsembleKDError("mesh", f"all {dist.get_world_size()} processes", mesh.size(), fix)
+        return cls(**{name: mesh.get_group(name) for i, name in enumerate(names) if mesh.size(i) > 1})
+
+    @classmethod
     def world(cls) -> Ranks:
         """All processes along the data dimension, where ``torch.distributed`` is initialised."""
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -92,6 +113,19 @@ class Ranks:
     def member_size(self) -> int:
         """Over how many processes the members are spread."""
         return 1 if self.member is None else self.member.size()
+
+    def own_members(self, n: int) -> range:
+        """Which of n members this process holds.
+
+        Raises:
+            EnsembleKDError: they cannot be spread evenly.
+        """
+        if n % self.member_size:
+            fix = "Every process holds as many members: change n, or the mesh."
+            raise EnsembleKDError("mesh", f"n in multiples of {self.member_size}", n, fix)
+        each = n // self.member_size
+        first = 0 if self.member is None else self.member.rank() * each
+        return range(first, first + each)
 
     @property
     def size(self) -> int:
@@ -130,12 +164,36 @@ class Ranks:
             return x
         return _Gather.apply(x, dim, self.data, self.data_size)  # type: ignore[no-any-return, no-untyped-call]
 
-    def averaged(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each term as the mean over the processes that hold other rows."""
-        if self.data is None or not terms:
+    def gather_members(self, x: Tensor, dim: int = 0) -> Tensor:
+        """What the members of all processes have, along ``dim``; the gradient flows to a process's own."""
+        return x if self.member is None else _Gather.apply(x, dim, self.member, 1)  # type: ignore[no-untyped-call]
+
+    def sum_members_(self, x: Tensor) -> Tensor:
+        """The sum over the processes that hold other members, in place."""
+        if self.member is not None:
+            dist.all_reduce(x, group=self.member)
+        return x
+
+    def mean_members(self, x: Tensor) -> Tensor:
+        """The mean of the processes' means over members, without a gradient."""
+        return x if self.member is None else self.sum_members_(x.detach().clone()) / self.member_size
+
+    def same_draws(self, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
+        """A generator that is the same for all who hold members of the same rows: they are shown the same views."""
+        if self.member is None or generator is not None:
+            return generator
+        seed = torch.randint(1 << 62, (), device=_host(self.member))
+        dist.broadcast(seed, group=self.member, group_src=0)
+        return torch.Generator(device).manual_seed(int(seed))
+
+    def reduced(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each term as the mean over processes that hold other rows, and the sum over those with other members."""
+        if self.size == 1 or not terms:
             return dict(terms)
         values = torch.stack([value.detach().double() for value in terms.values()])
-        dist.all_reduce(values, group=self.data)
+        if self.data is not None:
+            dist.all_reduce(values, group=self.data)
+        self.sum_members_(values)
         return dict(zip(terms, values / self.data_size, strict=True))
 
     def sum_rows(self, x: Tensor) -> Tensor:
@@ -145,6 +203,31 @@ class Ranks:
         moved = x.to(_host(self.data), copy=True)
         dist.all_reduce(moved, group=self.data)
         return moved.to(x.device)
+
+    def gather_states(self, state: S) -> S | None:
+        """A state dict of all members, on the CPU, in the process that writes; None in the others.
+
+        Its tensors with dimensions have the member axis first, as those of models and optimizers do.
+        """
+        if self.member is None:
+            return state if self.is_first else None
+        if self.data is not None and self.data.rank() > 0:
+            return None
+        whole = _mapped(state, self._gather_state)
+        return whole if self.is_first else None
+
+    def _gather_state(self, x: Tensor) -> Tensor:
+        assert self.member is not None
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.member_size)] if self.is_first else None
+        dist.gather(x, parts, group=self.member, group_dst=0)
+        return x if parts is None else torch.cat([part.cpu() for part in parts])
+
+    def own_states(self, state: S) -> S:
+        """This process's members of a state dict of all."""
+        if self.member is None:
+            return state
+        return _mapped(state, lambda x: x[list(self.own_members(len(x)))])  # type: ignore[no-any-return]
 
     def agree(self, value: bool) -> bool:
         """What the first process says: clocks and folders may tell each something else."""
@@ -163,6 +246,15 @@ class Ranks:
 
     def __str__(self) -> str:
         return f"{self.data_size} data x {self.member_size} member"
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state dict with each tensor that has dimensions changed, in the same order everywhere."""
+    if isinstance(value, Mapping):
+        return {name: _mapped(below, change) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_mapped(below, change) for below in value]
+    return change(value) if isinstance(value, Tensor) and value.ndim else value
 
 
 def mean_sparse(grad: Tensor, group: ProcessGroup) -> Tensor:

@@ -119,10 +119,10 @@ def evaluate(
     target, (history, offsets) = data.target(split), data.history(split)
     lengths, totals = (inputs != 0).sum(dim=1), offsets.diff()
     order = totals.argsort(stable=True)  # users of similar length together, so that little padding is computed
-    found = torch.zeros(len(model) + 1, len(inputs), dtype=torch.int64)
     weight, bias = model.classifier_weights()
     weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
-    n, columns = len(model), model.num_items + 1
+    n, columns = len(weight), model.num_items + 1  # n members that are held here
+    found = torch.zeros(n + 1, len(inputs), dtype=torch.int64)
     rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
     scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
     training = model.training
@@ -142,10 +142,12 @@ def evaluate(
                 for i in range(n):
                     torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
                 torch.mean(tile[:n], 0, out=tile[n])
+                model.ranks.sum_members_(tile[n])  # and a positive factor changes no rank
                 found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
     finally:
         model.train(training)
     found = model.ranks.sum_rows(found)
+    found = torch.cat([model.ranks.gather_members(found[:n]), found[n:]])
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
     return Evaluation(

@@ -155,7 +155,7 @@ def check_same_run(
 def _encoders(model: EnsembleKD) -> dict[str, str]:
     """The numbers and words that each module of each member was built with: a dropout rate is no parameter."""
     told = {}
-    for i, member in enumerate(model.encoder._templates):
+    for i, member in enumerate(model.encoder._templates, start=model.ranks.own_members(len(model)).start):
         for path, module in member.named_modules():
             plain = ", ".join(
                 f"{name}={value!r}"

@@ -209,7 +209,8 @@ class _Run:
             fix = "Every process needs a row: use a larger batch, or fewer processes."
             raise EnsembleKDError("fit", f"batch_size >= {self.ranks.data_size}", settings.batch_size, fix)
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
-        self.fingerprint = settings.fingerprint(model, data, window)
+        told = self.ranks.gather_objects(settings.fingerprint(model, data, window))
+        self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss = SpreadLoss(model)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -290,6 +291,7 @@ class _Run:
         if self.settings.max_grad_norm is not None:
             norms = clip_members_(self.parameters, self.settings.max_grad_norm)
             if self.device.type == "cpu":
+                norms = self.ranks.gather_members(norms)
                 told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
                 self._check_finite(told, f"step {self.step + 1}")
         self.optimizer.step()
@@ -343,14 +345,16 @@ class _Run:
         self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
         self._check_weights()
         random = self.ranks.gather_objects(checkpoints.random_state())
+        weights = self.ranks.gather_states(self.model.state_dict())
+        optimizer = self.ranks.gather_states(self.optimizer.state_dict())
         if not self.ranks.is_first:
             self.saved_at = time.monotonic()
             return
         content = {
             "fingerprint": self.fingerprint,
             "shares": self.settings.shares(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": weights,
+            "optimizer": optimizer,
             "random": random if self.ranks.size > 1 else random[0],
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "entries": self.log.entries},
             "train_s": self.train_s + (time.monotonic() - self.started if self.batch else 0.0),
@@ -362,8 +366,9 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _save_best(self) -> None:
+        weights = None if self.best_state is None else self.ranks.gather_states(self.best_state)
         if self.folder is not None and self.ranks.is_first:
-            content = {"model": self.best_state, "epoch": self.best_epoch, "valid": self.best_rows}
+            content = {"model": weights, "epoch": self.best_epoch, "valid": self.best_rows}
             checkpoints.save(self.folder / "best.pt", content)
 
     def _resume(self) -> None:
@@ -380,8 +385,8 @@ class _Run:
         self.history, self.train_s = saved["history"], saved["train_s"]
         self.recent, self.whole = (Means(m["sums"], m["steps"]) for m in saved["means"])
         self._find_best(saved["model"])
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.model.load_state_dict(self.ranks.own_states(saved["model"]))
+        self.optimizer.load_state_dict(self.ranks.own_states(saved["optimizer"]))
         self.log.open(entries=position["entries"], step=self.step)
         random = saved["random"]
         checkpoints.set_random_state(random[self.ranks.rank] if self.ranks.size > 1 else random)
@@ -395,14 +400,14 @@ class _Run:
             if self.ranks.is_first:
                 path.unlink(missing_ok=True)  # of an earlier run
         elif (self.epoch, self.batch) == (self.best_epoch + 1, 0):
-            self.best_state = last
+            self.best_state = self.ranks.own_states(last)
             self._save_best()
         else:
             kept = checkpoints.load(path, device=self.device)
             if kept.get("epoch") != self.best_epoch or "model" not in kept:
                 fix = "Put back the best.pt that was written with last.pt, or start anew."
                 raise EnsembleKDError("resume", f"best.pt of epoch {self.best_epoch}", kept.get("epoch"), fix)
-            self.best_state = kept["model"]
+            self.best_state = self.ranks.own_states(kept["model"])
 
 
 def _window(model: EnsembleKD, window: int | None) -> int:

@@ -6,10 +6,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, NextItem, fit
 from ensemble_kd.data import SequenceData, read_text, synthetic
@@ -48,6 +51,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--exclude", choices=("none", "window", "history"), default="history")
     p.add_argument("--output", type=Path, default=Path("runs/example"), help="folder of checkpoints, log and curves")
     p.add_argument("--checkpoint-every", type=float, default=120.0, help="seconds")
+    p.add_argument("--members-over", type=int, default=1, help="processes of torchrun that members are spread over")
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**defaults)
@@ -66,6 +70,10 @@ def sequences(args: argparse.Namespace) -> SequenceData:
 
 def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, objective: Objective) -> EnsembleKD:
     """The model that the flags describe."""
+    mesh = None
+    if dist.is_initialized():
+        sizes = (dist.get_world_size() // args.members_over, args.members_over)
+        mesh = init_device_mesh(torch.device(args.device).type, sizes, mesh_dim_names=("data", "member"))
     with_attributes = data.item_attributes is not None
     terms = [args.ap * AP()] * with_attributes
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
@@ -79,12 +87,13 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
         item_attributes=data.item_attributes,
         classifier=args.classifier,
         seed=args.seed,
+        mesh=mesh,
     ).to(args.device)
 
 
 def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
     """Train, evaluate on the test items, recommend, and draw the curves; in all processes that torchrun started."""
-    with process_group():
+    with process_group(), nullcontext() if Ranks.world().is_first else redirect_stdout(None):  # one process reports
         _run(args, encoder, objective)
 
 
@@ -112,10 +121,9 @@ def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> No
         seed=args.seed,
     )
     minutes = (time.monotonic() - started) / 60
-    if not Ranks.world().is_first:
-        return
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
-    draw_curves(result.history, args.output / "curves.png")
+    if model.ranks.is_first:
+        draw_curves(result.history, args.output / "curves.png")
 
 
 def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weights: str, minutes: float) -> None:
@@ -127,7 +135,8 @@ def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weig
     members = [test.rows[f"member {i}"]["NDCG@10"] for i in range(args.n)]
     gain = test.rows["ensemble"]["NDCG@10"] / max(sum(members) / args.n, 1e-9) - 1
     print(f"NDCG@10 of the ensemble over its members' mean: {gain:+.1%}. Trained in {minutes:.1f} minutes.")
-    (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
+    if model.ranks.is_first:
+        (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
 
     seen = data.inputs("test", data.max_history)[:1]
     seen = seen[:, seen[0] != 0]  # all of it, so that none of it is recommended; the encoder reads the newest

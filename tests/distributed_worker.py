@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, fit
+from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, checkpoints, fit
 from ensemble_kd.data import synthetic
 from ensemble_kd.data_parallel import SpreadLoss
 from ensemble_kd.distributed import Ranks
@@ -37,6 +40,7 @@ OBJECTIVES: dict[str, Any] = {
     "masked": MaskedItem(mask_ratio=1.0, views=2),
     "sampled": NextItem(views=2, negatives=V),  # all of them, so that nothing is left to chance
 }
+MESHES = {2: {"data": (2, 1), "member": (1, 2)}, 4: {"data": (4, 1), "member": (1, 4), "both": (2, 2)}}
 CASES = [
     *(("next", losses) for losses in LOSSES),
     *(("masked", losses) for losses in LOSSES),
@@ -79,17 +83,18 @@ def worst(found: Tensor | None, expected: Tensor | None) -> float:
     """The largest error, relative where the expected is large."""
     if found is None or expected is None:
         return 0.0 if found is expected else 1.0
-    found, expected = (g.to_dense() if g.is_sparse else g for g in (found, expected))
+    found, expected = ((g.to_dense() if g.is_sparse else g).detach() for g in (found, expected))
     return float(((found - expected).abs() / expected.abs().clamp(min=1.0)).max())
 
 
-def gradients(objective: str, losses: str) -> float:
+def gradients(mesh: DeviceMesh, objective: str, losses: str) -> float:
     """Of a loss and its terms, against those of one process."""
     whole = build(objective, losses)
     expected = whole.loss(batch())
     expected.total.backward()
-    model = build(objective, losses)
-    model.ranks = Ranks.world()
+    model = build(objective, losses, mesh=mesh)
+    own = list(model.ranks.own_members(N))
+    assert (len(model), len(model.item_classifier.bias)) == (N, len(own))
     loss = SpreadLoss(model)
     step = loss(model.ranks.own(batch()))
     step.total.backward()
@@ -97,22 +102,26 @@ def gradients(objective: str, losses: str) -> float:
     assert step.terms.keys() == expected.terms.keys()
     errors = [worst(value, expected.terms[name]) for name, value in step.terms.items()]
     pairs = zip(model.parameters(), whole.parameters(), strict=True)
-    return max([*errors, *(worst(p.grad, q.grad) for p, q in pairs)])
+    return max([*errors, *(worst(p.grad, q.grad if q.grad is None else q.grad.to_dense()[own]) for p, q in pairs)])
 
 
-def trained(negatives: int | None, ranks: bool, **options: Any) -> tuple[EnsembleKD, Any]:
+def trained(
+    negatives: int | None, ranks: bool, mesh: DeviceMesh | None = None, **options: Any
+) -> tuple[EnsembleKD, Any]:
     model = EnsembleKD(
         lambda: SASRec(80, d_model=4, num_layers=1, max_len=6, dropout=0.0).double(),
-        n=2,
+        n=N,
         objective=NextItem(negatives=negatives),
         item_attributes=DATA.item_attributes,
+        mesh=mesh,
     )
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 6, "lr": 1e-2, "progress": False, "window_step": 3}
+    settings |= options
     if ranks:
-        return model, fit(model, DATA, **settings, **options)
+        return model, fit(model, DATA, **settings)
     joined, Ranks.world = Ranks.world, Ranks  # type: ignore[method-assign, assignment]
     try:
-        return model, fit(model, DATA, **settings, **options)
+        return model, fit(model, DATA, **settings)
     finally:
         Ranks.world = joined  # type: ignore[method-assign]
 
@@ -135,13 +144,48 @@ def fitting(negatives: int | None, folder: Path) -> float:
     return max(errors)
 
 
-def evaluating() -> float:
-    model = EnsembleKD(lambda: SASRec(80, d_model=4, num_layers=1, max_len=6), n=3)
-    expected = evaluate(model, DATA, "test", batch_size=4)
-    model.ranks = Ranks.world()
-    found = evaluate(model, DATA, "test", batch_size=4)
+def fitting_on(mesh: DeviceMesh, folder: Path) -> float:
+    """``fit`` over a mesh: weights and files against those of one process; and resumed, against itself."""
+    alone, expected = trained(None, False, output_dir=folder / "alone" if dist.get_rank() == 0 else None)
+    model, result = trained(None, True, mesh, output_dir=folder / "mesh")
+    own = list(model.ranks.own_members(N))
+    errors = [worst(p.detach(), q.detach()[own]) for p, q in zip(model.parameters(), alone.parameters(), strict=True)]
+    assert (result.best_epoch, result.best) == (expected.best_epoch, expected.best)
+    trained(None, True, mesh, output_dir=folder / "resumed", epochs=1)
+    again, _ = trained(None, True, mesh, output_dir=folder / "resumed", resume=True)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    dist.barrier()
+    kept, whole = (checkpoints.load(folder / name / "best.pt")["model"] for name in ("mesh", "alone"))
+    return max([*errors, *(worst(kept[name], value) for name, value in whole.items())])
+
+
+def answering(mesh: DeviceMesh) -> float:
+    """Evaluation and every kind of answer, against one process."""
+    small: dict[str, Any] = {"item_attributes": DATA.item_attributes}
+    alone = EnsembleKD(lambda: SASRec(80, d_model=4, num_layers=1, max_len=6).double(), N, **small)
+    model = EnsembleKD.from_members([alone.encoder.member(i) for i in range(N)], **small, mesh=mesh)
+    for p in (*alone.parameters(), *model.parameters()):
+        p.data.mul_(9)
+    expected, found = (evaluate(m, DATA, "test", batch_size=4) for m in (alone, model))
     assert found.rows == expected.rows
-    return max(worst(found.ranks[name], ranks) for name, ranks in expected.ranks.items())
+    errors = [worst(found.ranks[name], ranks) for name, ranks in expected.ranks.items()]
+    ids = DATA.inputs("test", 6)[:5]
+    calls: list[Callable[[EnsembleKD], Any]] = [
+        lambda m: m.eval()(ids)[:, 1:],
+        lambda m: m.member_scores(ids)[..., 1:],
+        lambda m: m.query_vectors(ids),
+        lambda m: m.item_vectors(),
+        lambda m: torch.stack(m.uncertainty(ids)),
+        *(partial(recommended, ids=ids, aggregate=how) for how in ("logits", "probabilities", "ranks")),
+    ]
+    errors += [worst(call(model), call(alone)) for call in calls]
+    own = model.ranks.own_members(N)
+    errors.append(worst(model.member(own[0]).member_scores(ids)[..., 1:], alone.member_scores(ids)[own[:1], :, 1:]))
+    return max(errors)
+
+
+def recommended(model: EnsembleKD, ids: Tensor, aggregate: Any) -> Tensor:
+    return model.recommend(ids, k=5, aggregate=aggregate).scores
 
 
 def refusing() -> float:
@@ -149,9 +193,17 @@ def refusing() -> float:
     texts: list[str] = []
     model = build("next", "icl")
     model.ranks = Ranks.world()
+    members = init_device_mesh("cpu", (model.ranks.size,), mesh_dim_names=("member",))
+    unnamed = init_device_mesh("cpu", (model.ranks.size,))
+    encoder = partial(SASRec, 80, d_model=4, max_len=6)
     for run in (
         lambda: model.loss(batch()[:, -2 - model.ranks.rank % 2 :]),
-        lambda: fit(EnsembleKD(lambda: SASRec(80, d_model=4, max_len=6)), DATA, batch_size=1, progress=False),
+        lambda: fit(EnsembleKD(encoder), DATA, batch_size=1, progress=False),
+        lambda: EnsembleKD(encoder, 3, mesh=members),
+        lambda: EnsembleKD(encoder, N, mesh=members).member(
+            (model.ranks.rank + 1) % model.ranks.size * N // model.ranks.size
+        ),
+        lambda: EnsembleKD(encoder, mesh=unnamed),
     ):
         try:
             run()
@@ -159,28 +211,54 @@ def refusing() -> float:
             texts.append(str(error))
     assert "tensors of one shape but for their rows" in texts[0]
     assert f"batch_size >= {model.ranks.size}" in texts[1]
+    assert f"n in multiples of {model.ranks.size}, got 3" in texts[2]
+    assert "held here" in texts[3]
+    assert "dimensions named 'data', 'member' or both" in texts[4]
     return 0.0
 
 
-def cases(folder: Path) -> Iterator[tuple[str, Callable[[], float]]]:
-    for objective, losses in CASES:
-        yield f"data, {objective}, {losses}", lambda o=objective, x=losses: gradients(o, x)  # type: ignore[misc]
+def cases(world: int, folder: Path) -> Iterator[tuple[str, Callable[[], float]]]:
+    for name, (data, member) in MESHES[world].items():
+        mesh = (
+            init_device_mesh("cpu", (data, member), mesh_dim_names=("data", "member"))
+            if dist.is_initialized()
+            else None
+        )
+        for objective, losses in CASES:
+            yield f"{name}, {objective}, {losses}", partial(gradients, mesh, objective, losses)  # type: ignore[arg-type]
+        yield f"{name}, answers", partial(answering, mesh)  # type: ignore[arg-type]
+        if member > 1:
+            yield f"{name}, fit", partial(fitting_on, mesh, folder / name)  # type: ignore[arg-type]
     for negatives in (None, 80):
-        yield f"fit, negatives={negatives}", lambda k=negatives: fitting(k, folder)  # type: ignore[misc]
-    yield "evaluate", evaluating
+        yield f"fit, negatives={negatives}", partial(fitting, negatives, folder)
     yield "refusals", refusing
 
 
-def main(rank: int, world: int, folder: Path) -> None:
+def one(rank: int, world: int, folder: Path) -> None:
     """Run all cases and write the errors down."""
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
-    found = {name: run() for name, run in cases(folder)}
+    dist.init_process_group("gloo", store, rank=rank, world_size=world, timeout=timedelta(seconds=300))
+    found = {name: run() for name, run in cases(world, folder)}
     dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
+def main(folder: Path) -> None:
+    """Start 2 processes, then 4, which all have what this one has imported."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+    for world in MESHES:
+        own = folder / str(world)
+        own.mkdir()
+        processes = [fork.Process(target=one, args=(rank, world, own)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            sys.exit(f"{world} processes: {[process.exitcode for process in processes]}")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ensemble_kd import checkpoints
-from tests.distributed_worker import cases
+from tests.distributed_worker import MESHES, cases
 from tests.test_training import assert_same_checkpoint, log_of
 
 ROOT = Path(__file__).parent.parent
@@ -38,27 +37,20 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, err
 
 
-@functools.cache
-def errors_of(world: int, folder: Path) -> list[dict[str, float]]:
-    """The largest error of each case, of each of so many processes; all cases in one start."""
-    folder = folder / str(world)
-    folder.mkdir()
-    worker = ["-m", "tests.distributed_worker"]
-    started = [start([*worker, str(rank), str(world), str(folder)]) for rank in range(world)]
-    for process in started:
-        assert finish(process) == ("", "")  # no warning either
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("distributed")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, float]]]:
+    """By number of processes: the largest error of each case in each of them."""
+    folder = tmp_path_factory.mktemp("distributed")
+    assert finish(start(["-m", "tests.distributed_worker", str(folder)])) == ("", "")  # no warning either
+    return {
+        world: [json.loads((folder / str(world) / f"{rank}.json").read_text()) for rank in range(world)]
+        for world in MESHES
+    }
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("case", [name for name, _ in cases(Path())])
-def test_processes_agree_with_one(case: str, world: int, folder: Path) -> None:
-    assert max(found[case] for found in errors_of(world, folder)) < 1e-9
+@pytest.mark.parametrize(("world", "case"), [(world, name) for world in MESHES for name, _ in cases(world, Path())])
+def test_processes_agree_with_one(world: int, case: str, errors: dict[int, list[dict[str, float]]]) -> None:
+    assert max(found[case] for found in errors[world]) < 1e-9
 
 
 RUN = """
@@ -114,7 +106,7 @@ def test_an_example_runs_in_several_processes(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/sasrec_emkd.py"]
     sizes: dict[str, Any] = {"users": 60, "items": 80, "d-model": 8, "epochs": 1, "num-layers": 1, "window": 6}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
-    out, _ = finish(start([*launch, *flags, "--output", str(tmp_path)]))
+    out, _ = finish(start([*launch, *flags, "--n=2", "--members-over=2", "--output", str(tmp_path)]))
     assert out.count("NDCG@10 of the ensemble") == 1  # one process reports
     assert {"best.pt", "last.pt", "log.jsonl", "test.json"} <= {path.name for path in tmp_path.iterdir()}
     assert len(log_of(tmp_path)) >= 1
