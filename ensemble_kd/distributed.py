@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from ensemble_kd.errors import EnsembleKDError
 
@@ -32,6 +33,9 @@ R = TypeVar("R", Tensor, tuple[Tensor, ...])
 def process_group() -> Iterator[None]:
     """Join the processes that ``torchrun`` started, for a block; nothing happens in a process that stands alone.
 
+    On one machine, restarted processes meet under a name of their own: torchrun's store still holds the addresses of
+    those that were killed. On several, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for the same.
+
     Examples:
         >>> with process_group():
         ...     Ranks.world().size
@@ -42,7 +46,11 @@ def process_group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # machines; several need not count restarts alike
+        store = dist.PrefixStore(f"start {_restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield
     finally:
@@ -50,13 +58,23 @@ def process_group() -> Iterator[None]:
 
 
 def restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` has started this process anew, so that its run is to be resumed.
+    """Whether ``torchrun --max-restarts`` has started any of the processes anew, so that their run is to be resumed.
+
+    All processes ask together.
 
     Examples:
         >>> restarted()
         False
     """
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    most = torch.tensor(_restarts())
+    if dist.is_available() and dist.is_initialized():
+        most = most.to(_host(None))
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return bool(most > 0)
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @dataclass(frozen=True, eq=False)

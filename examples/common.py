@@ -29,7 +29,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--attributes", type=Path, help="JSON file {item id: [attribute ids]}")
     p.add_argument("--users", type=int, default=2000, help="of the synthetic data")
     p.add_argument("--items", type=int, default=600, help="of the synthetic data, at least 80")
-    p.add_argument("--n", type=int, default=3, help="members")
+    p.add_argument("--n", "--members", dest="n", type=int, default=3, help="members (torchrun takes --n for its own)")
     p.add_argument("--views", type=int, default=2, help="M, views of each sequence")
     p.add_argument("--d-model", type=int, default=64)
     p.add_argument("--dropout", type=float, default=0.2)

@@ -68,17 +68,18 @@ folder, doomed = Path(sys.argv[1]), len(sys.argv) > 2
 data = synthetic(num_users=40, num_items=80, num_clusters=8, max_len=12)
 
 def step(entry):
-    if doomed and not restarted() and entry["step"] == 7 and dist.get_rank() == 1:
+    if doomed and not again and entry["step"] == 7 and dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 with process_group():
+    again = restarted()
     losses = AP() + 0.1 * (ICL() + CCL()) + 0.1 * KD()
     model = EnsembleKD(lambda: BERT4Rec(80, d_model=4, num_layers=1, num_heads=1, max_len=6, dropout=0.3), n=2,
                        objective=MaskedItem(views=2), losses=losses, item_attributes=data.item_attributes)
-    fit(model, data, epochs=3, batch_size=16, lr=1e-2, window_step=3, output_dir=folder, resume=restarted(),
+    fit(model, data, epochs=3, batch_size=16, lr=1e-2, window_step=3, output_dir=folder, resume=again,
         checkpoint_every_s=0.0, log_every=1, callback=step, progress=False)
     torch.save(model.state_dict(), folder / f"weights {dist.get_rank()}.pt")
-    if restarted():
+    if again:
         (folder / "restarted").touch()
 """
 
@@ -106,7 +107,7 @@ def test_an_example_runs_in_several_processes(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/sasrec_emkd.py"]
     sizes: dict[str, Any] = {"users": 60, "items": 80, "d-model": 8, "epochs": 1, "num-layers": 1, "window": 6}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
-    out, _ = finish(start([*launch, *flags, "--n=2", "--members-over=2", "--output", str(tmp_path)]))
+    out, _ = finish(start([*launch, *flags, "--members=2", "--members-over=2", "--output", str(tmp_path)]))
     assert out.count("NDCG@10 of the ensemble") == 1  # one process reports
     assert {"best.pt", "last.pt", "log.jsonl", "test.json"} <= {path.name for path in tmp_path.iterdir()}
     assert len(log_of(tmp_path)) >= 1
