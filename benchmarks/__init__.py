@@ -9,4 +9,5 @@ NAMES: dict[str, str] = {
     "memory": "peak memory of the loss and of a step",
     "evaluate": "ranking every user over the whole catalogue, against sorting",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
+    "stream": "training from 10 million interactions on disk: memory and steps",
 }

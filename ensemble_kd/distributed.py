@@ -48,7 +48,7 @@ def process_group() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":  # machines; several need not count restarts alike
-        store = dist.PrefixStore(f"start {_restarts()}", store)
+        store = dist.PrefixStore(f"start {_restarts()}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
@@ -159,6 +159,11 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(rank, W) along the data dimension: of the rows of a batch, every W-th is this process's."""
+        return (0 if self.data is None else self.data.rank()), self.data_size
 
     def own(self, rows: R) -> R:
         """Those of the rows that are this process's: every W-th, so that lengths are spread evenly."""

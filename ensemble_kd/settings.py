@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
@@ -95,7 +95,7 @@ class Settings:
                 raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
         return [float(share) for share in shares]
 
-    def fingerprint(self, model: EnsembleKD, data: SequenceData, window: int) -> dict[str, str]:
+    def fingerprint(self, model: EnsembleKD, data: AnySequences, window: int) -> dict[str, str]:
         """What must be the same for a run to go on exactly, by name; the schedule is compared by its ``shares``.
 
         Only values go in, never an object's address, so that another process with the same settings gets the same.
@@ -109,7 +109,7 @@ class Settings:
             **{name: repr(getattr(self, name)) for name in ("window_step", "precision", "exclude")},
             "window": repr(window),
             "bucket": repr(bool(self.bucket)),
-            "data": f"{data!r} with checksum {_checksum(data.items, data.offsets)}",
+            "data": f"{data!r} with checksum {data.checksum}",
             "item_attributes": "None" if table is None else f"a table with checksum {_checksum(table)}",
             "objective": _without_addresses(model.objective),
             "losses": _without_addresses(model.losses),
@@ -166,11 +166,8 @@ def _encoders(model: EnsembleKD) -> dict[str, str]:
     return told
 
 
-def _checksum(*tensors: Tensor) -> str:
-    value = 0
-    for tensor in tensors:
-        value = zlib.crc32(tensor.cpu().numpy().tobytes(), value)
-    return f"{value:08x}"
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
 
 
 def _without_addresses(value: object) -> str:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ensemble_kd import checkpoints
 from ensemble_kd.data.batching import BatchPlan
-from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.blocks import BlockPlan
+from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.data_parallel import SpreadLoss
 from ensemble_kd.distributed import Ranks
 from ensemble_kd.ensemble import EnsembleKD
@@ -75,7 +76,7 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 
 def fit(
     model: EnsembleKD,
-    data: SequenceData,
+    data: AnySequences,
     *,
     epochs: int = 30,
     batch_size: int = 256,
@@ -107,7 +108,7 @@ def fit(
 
     Args:
         model: on the device where it is to be trained.
-        data: sequences with as many items as the model.
+        data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
         epochs: passes over the windows.
         batch_size: windows in a step, of all processes together.
         lr: Adam's learning rate at ``schedule`` = 1.
@@ -193,14 +194,15 @@ def _joined(model: EnsembleKD) -> Iterator[None]:
 class _Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
-    def __init__(self, model: EnsembleKD, data: SequenceData, settings: Settings) -> None:
+    def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings) -> None:
         self.model, self.data, self.settings, self.device = model, data, settings, model.device
         if data.num_items != model.num_items:
             fix = "Build the model with num_items=data.num_items."
             raise EnsembleKDError("fit", f"data of {model.num_items} items, as the model", data.num_items, fix)
         window = _window(model, settings.window)
         shortest = 2 if isinstance(model.objective, NextItem) else 1
-        self.windows = data.train_windows(window, settings.window_step, min_len=shortest).to(self.device)
+        windows = data.train_windows(window, settings.window_step, min_len=shortest)
+        self.windows = windows.to(self.device) if isinstance(windows, Tensor) else windows
         self.ranks, least = model.ranks, max(2, model.ranks.data_size)
         if len(self.windows) < least:
             fix = "Use more data, or a longer history a user."
@@ -249,8 +251,7 @@ class _Run:
 
     def _one_epoch(self) -> None:
         s = self.settings
-        least = max(2, self.ranks.data_size)  # every process has a row of every batch
-        plan = BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, at_least=least)
+        plan = self._plan()
         self.log.start_bar(len(plan), self.batch, f"epoch {self.epoch + 1}/{s.epochs}")
         self.started, first = time.monotonic(), self.batch
         self.model.train()
@@ -258,7 +259,7 @@ class _Run:
             rate = s.lr * float(s.schedule(self.epoch + self.batch / len(plan), s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._one_step(self.ranks.own(batch))
+            self._one_step(batch.to(self.device))
             self.batch += 1
             self.step += 1
             self.log.advance()
@@ -278,6 +279,13 @@ class _Run:
         self.started = time.monotonic()
         found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision)
         self._finish_epoch(found, time.monotonic() - self.started)
+
+    def _plan(self) -> BatchPlan | BlockPlan:
+        s, part = self.settings, self.ranks.part
+        if not isinstance(self.windows, Tensor):
+            return BlockPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, part=part)
+        least = max(2, self.ranks.data_size)  # every process has a row of every batch
+        return BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, at_least=least, part=part)
 
     def _one_step(self, batch: Tensor) -> None:
         with autocast(self.device, self.settings.precision):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, checkpoints, fit
-from ensemble_kd.data import synthetic
+from ensemble_kd.data import MappedSequences, synthetic, write_sequences
 from ensemble_kd.data_parallel import SpreadLoss
 from ensemble_kd.distributed import Ranks
 from ensemble_kd.encoders import BERT4Rec, SASRec
@@ -144,6 +144,23 @@ def fitting(negatives: int | None, folder: Path) -> float:
     return max(errors)
 
 
+def streaming(folder: Path) -> float:
+    """``fit`` from sequences on disk, of which each process reads its own: all end in the same weights, and learn."""
+    rank, own = dist.get_rank(), folder / "stream"
+    if rank == 0:
+        write_sequences(own, (part.tolist() for part in DATA.items.tensor_split(DATA.offsets[1:-1])), num_items=80)
+    dist.barrier()
+    data, model = MappedSequences(own, block=30), EnsembleKD(lambda: SASRec(80, d_model=4, num_layers=1, max_len=6))
+    result = fit(model, data, epochs=3, batch_size=12, lr=1e-2, progress=False)
+    first, *_, last = (entry["train"]["nip"] for entry in result.history)
+    assert last < first
+    assert result.best == evaluate(model, DATA, "valid").rows
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    others = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(others, flat)
+    return max(worst(flat, other) for other in others)
+
+
 def fitting_on(mesh: DeviceMesh, folder: Path) -> float:
     """``fit`` over a mesh: weights and files against those of one process; and resumed, against itself."""
     alone, expected = trained(None, False, output_dir=folder / "alone" if dist.get_rank() == 0 else None)
@@ -231,6 +248,7 @@ def cases(world: int, folder: Path) -> Iterator[tuple[str, Callable[[], float]]]
             yield f"{name}, fit", partial(fitting_on, mesh, folder / name)  # type: ignore[arg-type]
     for negatives in (None, 80):
         yield f"fit, negatives={negatives}", partial(fitting, negatives, folder)
+    yield "stream", partial(streaming, folder)
     yield "refusals", refusing
 
 

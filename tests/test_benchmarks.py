@@ -13,7 +13,21 @@ import pytest
 import torch
 
 import ensemble_kd.evaluation
-from benchmarks import NAMES, baseline, checks, common, evaluate, gpu, limits, loss, members, memory, recipes, step
+from benchmarks import (
+    NAMES,
+    baseline,
+    checks,
+    common,
+    evaluate,
+    gpu,
+    limits,
+    loss,
+    members,
+    memory,
+    recipes,
+    step,
+    stream,
+)
 from benchmarks.__main__ import main
 from benchmarks.common import Row, Step
 from ensemble_kd import EnsembleKD, MaskedItem
@@ -74,7 +88,7 @@ def in_process(make: Callable[..., Step], small: tuple[object, ...], full: tuple
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (loss, memory, step):
+    for module in (loss, memory, step, stream):
         monkeypatch.setattr(module, "memory", in_process)
     eager = {name: variant for name, variant in loss.VARIANTS.items() if "compiled" not in name}
     monkeypatch.setattr(loss, "VARIANTS", eager)
