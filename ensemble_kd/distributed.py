@@ -103,10 +103,8 @@ class Ranks:
         """
         if mesh is None:
             return cls()
-        names, fix = (
-            mesh.mesh_dim_names or (),
-            'Use init_device_mesh("cpu", (2, 3), mesh_dim_names=("data", "member")).',
-        )
+        names = mesh.mesh_dim_names or ()
+        fix = 'Use init_device_mesh("cpu", (2, 3), mesh_dim_names=("data", "member")).'
         if not names or not set(names) <= {"data", "member"}:
             raise EnsembleKDError("mesh", "dimensions named 'data', 'member' or both", names, fix)
         if mesh.size() != dist.get_world_size():
@@ -158,7 +156,7 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.rank == 0
+        return all(group is None or group.rank() == 0 for group in (self.data, self.member))
 
     @property
     def part(self) -> tuple[int, int]:
@@ -236,7 +234,7 @@ class Ranks:
             return state if self.is_first else None
         if self.data is not None and self.data.rank() > 0:
             return None
-        whole = _mapped(state, self._gather_state)
+        whole = _each_tensor(state, self._gather_state)
         return whole if self.is_first else None
 
     def _gather_state(self, x: Tensor) -> Tensor:
@@ -250,7 +248,7 @@ class Ranks:
         """This process's members of a state dict of all."""
         if self.member is None:
             return state
-        return _mapped(state, lambda x: x[list(self.own_members(len(x)))])  # type: ignore[no-any-return]
+        return _each_tensor(state, lambda x: x[list(self.own_members(len(x)))])  # type: ignore[no-any-return]
 
     def agree(self, value: bool) -> bool:
         """What the first process says: clocks and folders may tell each something else."""
@@ -271,12 +269,12 @@ class Ranks:
         return f"{self.data_size} data x {self.member_size} member"
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A state dict with each tensor that has dimensions changed, in the same order everywhere."""
     if isinstance(value, Mapping):
-        return {name: _mapped(below, change) for name, below in value.items()}
+        return {name: _each_tensor(below, change) for name, below in value.items()}
     if isinstance(value, list):
-        return [_mapped(below, change) for below in value]
+        return [_each_tensor(below, change) for below in value]
     return change(value) if isinstance(value, Tensor) and value.ndim else value
 
 

@@ -83,7 +83,8 @@ def evaluate(
 ) -> Evaluation:
     """Rank each user's held-out item among all items, by every member and by the ensemble.
 
-    The target is never left out, and a tie counts against it.
+    The target is never left out, and a tie counts against it. Where ``model`` is spread over processes, all call it
+    together: each ranks its share of the users, by its members.
 
     Args:
         model: the ensemble; it is put in evaluation mode for the call.
