@@ -11,4 +11,5 @@ NAMES: dict[str, str] = {
     "evaluate": "ranking every user over the whole catalogue, against sorting",
     "serving": "answering requests: ensemble, one network, FAISS, ONNX Runtime",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
+    "stream": "training from 10 million interactions on disk: memory and steps",
 }

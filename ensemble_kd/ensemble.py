@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from ensemble_kd import functional as ekd
 from ensemble_kd import serving
 from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
+from ensemble_kd.distributed import Ranks
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, item_losses
+from ensemble_kd.fused import ItemLosses, Spread, item_losses
 from ensemble_kd.fused_attributes import attribute_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
@@ -24,6 +26,9 @@ from ensemble_kd.rows import inner_rows, sparse_lookups, take_rows
 from ensemble_kd.sampling import Candidates, sampled_item_losses
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Step(NamedTuple):
@@ -52,6 +57,10 @@ class EnsembleKD(nn.Module):
         max_len: longest input that the encoder reads; may be left out where the encoder has ``.max_len`` or reads any.
         seed: of the members' initial weights. The global random state is left as it was.
         backend: "auto", "vmap" or "loop", see ``StackedModule``.
+        mesh: of all processes of ``torch.distributed``, with a dimension "member", over which members are spread, or
+            "data", over which the rows of batches are, or both. A process then has the weights of n / (its size)
+            members, the same as in one process, and ``parameters``, ``state_dict``, ``hidden`` and ``query_states``
+            are of these; scores and recommendations are of all, and all processes ask for them together.
 
     Shapes:
         item_ids (b, l) int64 -> scores (b, num_items + 1), column 0 (padding) is -inf: mean of the members' logits for
@@ -85,10 +94,12 @@ class EnsembleKD(nn.Module):
         max_len: int | None = None,
         seed: int = 0,
         backend: Backend = "auto",
+        mesh: DeviceMesh | None = None,
     ) -> None:
         super().__init__()
+        ranks = Ranks.of(mesh)
         self._build(
-            build_members(encoder_fn, n, seed=seed),
+            build_members(encoder_fn, n, seed=seed, own=ranks.own_members),
             num_items=num_items,
             objective=objective,
             losses=losses,
@@ -97,6 +108,7 @@ class EnsembleKD(nn.Module):
             max_len=max_len,
             seed=seed,
             backend=backend,
+            ranks=ranks,
         )
 
     @classmethod
@@ -112,16 +124,17 @@ class EnsembleKD(nn.Module):
         max_len: int | None = None,
         seed: int = 0,
         backend: Backend = "auto",
+        mesh: DeviceMesh | None = None,
     ) -> EnsembleKD:
         """An ensemble of encoders that exist already, pretrained ones say; arguments as for ``EnsembleKD``.
 
         The modules are copied, and stay as they are.
         """
         check_members(members, where="from_members")  # of the originals, since copies share nothing
-        model = cls.__new__(cls)
+        model, ranks = cls.__new__(cls), Ranks.of(mesh)
         nn.Module.__init__(model)
         model._build(
-            [duplicate(member) for member in members],
+            [duplicate(members[i]) for i in ranks.own_members(len(members))],
             num_items=num_items,
             objective=objective,
             losses=losses,
@@ -130,6 +143,7 @@ class EnsembleKD(nn.Module):
             max_len=max_len,
             seed=seed,
             backend=backend,
+            ranks=ranks,
         )
         return model
 
@@ -145,8 +159,10 @@ class EnsembleKD(nn.Module):
         max_len: int | None,
         seed: int,
         backend: Backend,
+        ranks: Ranks,
     ) -> None:
         first = members[0]
+        self.ranks = ranks
         self.num_items = positive(
             "num_items", num_items if num_items is not None else getattr(first, "num_items", None)
         )
@@ -175,12 +191,13 @@ class EnsembleKD(nn.Module):
         self.register_buffer("attribute_table", table, persistent=False)
         self.losses = default_losses(with_attributes=item_attributes is not None) if losses is None else losses
         self.classifier = classifier
-        n, d, tied = len(self), self.hidden_size, classifier != "linear"
+        n, d, tied = len(self.encoder), self.hidden_size, classifier != "linear"
         if tied:
             self._check_tie(d)
-        self.item_classifier = Heads(n, self.num_items, d, seed=seed, stream=1, tied=tied, like=out)
+        heads = partial(Heads, n, d=d, seed=seed, like=out, first=ranks.own_members(len(self)).start)
+        self.item_classifier = heads(classes=self.num_items, stream=1, tied=tied)
         if self.num_attributes:
-            self.attribute_classifier = Heads(n, self.num_attributes, d, seed=seed, stream=2, tied=False, like=out)
+            self.attribute_classifier = heads(classes=self.num_attributes, stream=2, tied=False)
 
     def _check_tie(self, d: int) -> None:
         where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
@@ -213,7 +230,7 @@ class EnsembleKD(nn.Module):
         return self.num_items + 1
 
     def __len__(self) -> int:
-        return len(self.encoder)
+        return len(self.encoder) * self.ranks.member_size
 
     def extra_repr(self) -> str:
         """What ``repr`` shows of the ensemble."""
@@ -273,7 +290,9 @@ class EnsembleKD(nn.Module):
                 once, as ``fit`` does, switches it off.
 
         Returns:
-            ``Step(total, terms)``: ``total`` is differentiable, ``terms`` are detached and unweighted.
+            ``Step(total, terms)``: ``total`` is differentiable, ``terms`` are detached and unweighted. Where ``ranks``
+            has other processes hold other rows of the batch, ``total`` is such that the *mean* of the processes'
+            gradients is the whole batch's, as ``DistributedDataParallel`` takes it, and ``terms`` are the whole's.
 
         Raises:
             EnsembleKDError: ids of a wrong shape, type or range; a contrastive loss with fewer than two sequences.
@@ -281,6 +300,7 @@ class EnsembleKD(nn.Module):
         if validate:
             at_least = 2 if isinstance(self.objective, NextItem) else 1
             check_ids("loss", item_ids, highest=self.num_items, at_least=at_least)
+        generator = self.ranks.same_draws(generator, item_ids.device)
         draw = self.objective.draw(
             item_ids, mask_token=self.mask_token, newest_only=self.newest_only, generator=generator
         )
@@ -306,15 +326,27 @@ class EnsembleKD(nn.Module):
         named, m = self._terms, self.objective.views
         flat = rearrange(views, "n b l d -> n (b l) d") if views.ndim == 4 else views
         main = self._item_losses(draw, flat.index_select(1, draw.positions), product_dtype)
+        shares = self._shares(draw, main.total.dtype)
+        if shares is not None:
+            main = ItemLosses(*(shares[0] * part for part in main))
         total, terms = main.total, {self.objective.name: m * main.cross_entropy.sum()}
         if "kd" in named:
             terms["kd"] = m * main.kd
         if "ap" in named:
             value = self._attribute_loss(draw, anchor, product_dtype)
+            value = value if shares is None else shares[1] * value
             total, terms["ap"] = total + named["ap"][0] * value, value.detach()
         for name, value in self._contrastive_losses(draw, views, anchor).items():
-            total, terms[name] = total + named[name][0] * value, value.detach()
-        return Step(total, terms)
+            # All processes have computed it, with the members of all: their sum is to hold it once.
+            total, terms[name] = total + named[name][0] * value, value.detach() / self.ranks.member_size
+        return Step(total, self.ranks.reduced(terms))
+
+    def _shares(self, draw: Draw, dtype: torch.dtype) -> Tensor | None:
+        """What this process's means over targets and over attributed positions count, where others hold other rows."""
+        if self.ranks.data is None:
+            return None
+        targets = len(draw.targets) if draw.valid is None else draw.valid.sum()
+        return self.ranks.shares(targets, (draw.anchor_items != 0).sum()).to(dtype)
 
     def _item_losses(self, draw: Draw, hidden: Tensor, product_dtype: torch.dtype) -> ItemLosses:
         m = self.objective.views
@@ -328,6 +360,7 @@ class EnsembleKD(nn.Module):
             "temperature": kd.temperature,
             "scale_by_temperature_squared": kd.scale_by_temperature_squared,
             "product_dtype": product_dtype,
+            "spread": Spread(len(self), self.ranks.sum_members_) if self.ranks.member is not None else None,
         }
         if draw.candidates is None:
             weight, bias = self.classifier_weights()
@@ -368,7 +401,12 @@ class EnsembleKD(nn.Module):
             pooled = ekd.pool_sequence(*_positions_of(views, draw.inputs.flatten(0, 1)), pool=term.pool)
             pooled = rearrange(pooled, "n (m b) e -> n m b e", m=self.objective.views)
             dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
-            both = ekd.contrast(anchors.to(dtype), pooled.to(dtype), temperature=term.temperature, variant=term.variant)
+            anchors, pooled = anchors.to(dtype), pooled.to(dtype)
+            if self.ranks.size > 1:
+                gathered = self.ranks.gather_rows(torch.cat([anchors[:, None], pooled], dim=1), dim=2)
+                gathered = self.ranks.gather_members(gathered)
+                anchors, pooled = gathered[:, 0], gathered[:, 1:]
+            both = ekd.contrast(anchors, pooled, temperature=term.temperature, variant=term.variant)
             values[name] = both.icl if name == "icl" else both.ccl
             if self._one_contrast:
                 values["icl"], values["ccl"] = both
@@ -382,7 +420,7 @@ class EnsembleKD(nn.Module):
             logits = newest.new_empty(*newest.shape[:2], self.num_items + 1)
             logits[..., 0] = -torch.inf
             logits[..., 1:] = torch.baddbmm(bias[:, None], newest, weight.mT)
-        return logits
+        return self.ranks.gather_members(logits)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """Mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf."""
@@ -391,8 +429,9 @@ class EnsembleKD(nn.Module):
         with torch.autocast(newest.device.type, enabled=False):
             # The mean of n inner products is one product of concatenated vectors; member by member it needs no copy.
             mean = bias.mean(dim=0).expand(newest.shape[1], -1)
-            for h, w in zip(newest / len(self), weight, strict=True):
+            for h, w in zip(newest / len(weight), weight, strict=True):
                 mean = torch.addmm(mean, h, w.mT)
+            mean = self.ranks.mean_members(mean)
             return nn.functional.pad(mean, (1, 0), value=-torch.inf)
 
     def query_states(self, item_ids: Tensor) -> Tensor:
@@ -435,7 +474,13 @@ class EnsembleKD(nn.Module):
         seen = item_ids if exclude_seen else None
         with torch.autocast(states.device.type, enabled=False):
             return serving.top_items(
-                states, *self.classifier_weights(), k=k, seen=seen, candidates=candidates, aggregate=aggregate
+                states,
+                *self.classifier_weights(),
+                k=k,
+                seen=seen,
+                candidates=candidates,
+                aggregate=aggregate,
+                mean=self.ranks.mean_members,
             )
 
     @torch.no_grad()
@@ -451,12 +496,12 @@ class EnsembleKD(nn.Module):
             >>> torch.allclose(model.query_vectors(ids) @ model.item_vectors().T, model(ids)[:, 1:], atol=1e-6)
             True
         """
-        return serving.query_vectors(self._serve("query_vectors", item_ids))
+        return serving.query_vectors(self.ranks.gather_members(self._serve("query_vectors", item_ids)))
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """One vector an item, (num_items, n d + 1); row j is item j + 1's. See ``query_vectors``."""
-        return serving.item_vectors(*self.classifier_weights())
+        return serving.item_vectors(*map(self.ranks.gather_members, self.classifier_weights()))
 
     @torch.no_grad()
     def uncertainty(self, item_ids: Tensor, *, k: int = 10) -> Uncertainty:
@@ -471,7 +516,7 @@ class EnsembleKD(nn.Module):
         """
         states = self._serve("uncertainty", item_ids)
         with torch.autocast(states.device.type, enabled=False):
-            return serving.uncertainty(states, *self.classifier_weights(), k=k)
+            return serving.uncertainty(states, *self.classifier_weights(), k=k, gather=self.ranks.gather_members)
 
     def _serve(self, where: str, item_ids: Tensor) -> Tensor:
         """The members' query states in evaluation mode."""
@@ -483,11 +528,20 @@ class EnsembleKD(nn.Module):
             self.train(training)
 
     def member(self, i: int) -> EnsembleKD:
-        """Member i alone, with a copy of its weights: an ``EnsembleKD`` of one, a module that scores by itself."""
+        """Member i alone, with a copy of its weights: an ``EnsembleKD`` of one, a module that scores by itself.
+
+        Raises:
+            EnsembleKDError: there is no such member, or another process holds it.
+        """
+        own = self.ranks.own_members(len(self))
+        if self.ranks.member is not None and i not in own:
+            fix = "Ask the process that holds it, or load the weights of all in one process."
+            raise EnsembleKDError("member", f"a member in {own.start}..{own.stop - 1}, held here", i, fix)
+        i -= own.start
         alone = copy.copy(self)
         # Registries of its own, hooks among them: what is done to the member must not reach the ensemble.
         alone.__dict__.update({k: copy.copy(v) for k, v in self.__dict__.items() if isinstance(v, dict)})
-        alone._parameters, alone._modules = {}, {}
+        alone._parameters, alone._modules, alone.ranks = {}, {}, Ranks()
         alone.encoder = StackedModule([self.encoder.member(i)], backend=self.encoder.requested_backend)
         alone.item_classifier = self.item_classifier.member(i)
         if self.num_attributes:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.data.ragged import left_padded
-from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.sequences import SequenceData, Split
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
@@ -72,7 +73,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 @torch.no_grad()
 def evaluate(
     model: EnsembleKD,
-    data: SequenceData,
+    data: AnySequences,
     split: Literal["valid", "test"],
     *,
     exclude: Exclude = "history",
@@ -82,11 +83,12 @@ def evaluate(
 ) -> Evaluation:
     """Rank each user's held-out item among all items, by every member and by the ensemble.
 
-    The target is never left out, and a tie counts against it.
+    The target is never left out, and a tie counts against it. Where ``model`` is spread over processes, all call it
+    together: each ranks its share of the users, by its members.
 
     Args:
         model: the ensemble; it is put in evaluation mode for the call.
-        data: the users' sequences.
+        data: the users' sequences, in memory or on disk.
         split: "valid" (second-to-last items) or "test" (last items).
         exclude: which items are not candidates: "none", those in the model's input "window" (as in the authors' code),
             or the user's whole "history" before the target.
@@ -113,43 +115,61 @@ def evaluate(
     if data.num_items != model.num_items:
         fix = "Build the model with num_items=data.num_items."
         raise EnsembleKDError("evaluate", f"data of {model.num_items} items, as the model", str(data.num_items), fix)
-    device = model.device
-    shown = _shown(model, max_len)
-    inputs = data.inputs(split, min(shown, data.max_history))
-    target, (history, offsets) = data.target(split), data.history(split)
-    lengths, totals = (inputs != 0).sum(dim=1), offsets.diff()
-    order = totals.argsort(stable=True)  # users of similar length together, so that little padding is computed
-    found = torch.empty(len(model) + 1, len(inputs), dtype=torch.int64)
-    weight, bias = model.classifier_weights()
-    weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
-    n, columns = len(model), model.num_items + 1
-    rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
-    scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
-    training = model.training
+    shown, training = _shown(model, max_len), model.training
     model.eval()
     try:
-        for users in order.split(batch_size):
-            ids = inputs[users, -int(lengths[users].max()) :]
-            seen = None if exclude == "none" else ids
-            if exclude == "history":
-                seen = left_padded(history, offsets[users + 1], totals[users], int(totals[users].max()))
-            with autocast(device, precision):
-                states = model.query_states(ids.to(device))
-            wanted, seen = target[users].to(device), None if seen is None else seen.to(device)
-            for start in range(0, len(users), rows):
-                part = slice(start, min(start + rows, len(users)))
-                tile = scores[:, : part.stop - start]
-                for i in range(n):
-                    torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
-                torch.mean(tile[:n], 0, out=tile[n])
-                found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
+        found = torch.cat(
+            [_ranks_of(model, piece, split, exclude, shown, batch_size, precision) for piece in data.pieces()], dim=1
+        )
     finally:
         model.train(training)
+    found = model.ranks.sum_rows(found)
+    found = torch.cat([model.ranks.gather_members(found[:-1]), found[-1:]])
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
     return Evaluation(
         protocol(data, split, exclude, shown), {s: metric_row(r) for s, r in by_scorer.items()}, by_scorer
     )
+
+
+def _ranks_of(
+    model: EnsembleKD,
+    data: SequenceData,
+    split: Split,
+    exclude: Exclude,
+    shown: int,
+    batch_size: int,
+    precision: Precision,
+) -> Tensor:
+    """Ranks by the members held here and by the ensemble, (n + 1, users); 0 for users that other processes rank."""
+    device = model.device
+    inputs = data.inputs(split, min(shown, data.max_history))
+    target, (history, offsets) = data.target(split), data.history(split)
+    lengths, totals = (inputs != 0).sum(dim=1), offsets.diff()
+    order = totals.argsort(stable=True)  # users of similar length together, so that little padding is computed
+    weight, bias = model.classifier_weights()
+    weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
+    n, columns = len(weight), model.num_items + 1
+    found = torch.zeros(n + 1, len(inputs), dtype=torch.int64)
+    rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
+    scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
+    for users in model.ranks.own(order.split(batch_size)):
+        ids = inputs[users, -int(lengths[users].max()) :]
+        seen = None if exclude == "none" else ids
+        if exclude == "history":
+            seen = left_padded(history, offsets[users + 1], totals[users], int(totals[users].max()))
+        with autocast(device, precision):
+            states = model.query_states(ids.to(device))
+        wanted, seen = target[users].to(device), None if seen is None else seen.to(device)
+        for start in range(0, len(users), rows):
+            part = slice(start, min(start + rows, len(users)))
+            tile = scores[:, : part.stop - start]
+            for i in range(n):
+                torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
+            torch.mean(tile[:n], 0, out=tile[n])
+            model.ranks.sum_members_(tile[n])  # a positive factor changes no rank
+            found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
+    return found
 
 
 def evaluate_popularity(
@@ -183,7 +203,7 @@ def evaluate_popularity(
     return Evaluation(protocol(data, split, exclude, max_len), {"popularity": metric_row(found)}, {"popularity": found})
 
 
-def protocol(data: SequenceData, split: str, exclude: Exclude, window: int) -> str:
+def protocol(data: AnySequences, split: str, exclude: Exclude, window: int) -> str:
     """The protocol in words, to stand beside every result."""
     of = f" of the newest {window} items" if exclude == "window" else ""
     return f"leave-one-out {split}, {data.num_users} users, all {data.num_items} items ranked, exclude={exclude!r}{of}"

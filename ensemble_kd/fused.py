@@ -42,6 +42,13 @@ class ItemLosses(NamedTuple):
     kd: Tensor
 
 
+class Spread(NamedTuple):
+    """Members of an ensemble of which other processes hold some: KD needs no more of those than a sum."""
+
+    n: int  # members in all
+    sum_: Callable[[Tensor], Tensor]  # adds up a tensor over the processes, in place
+
+
 class Plan(NamedTuple):
     """Everything about one call that is not a tensor."""
 
@@ -53,6 +60,7 @@ class Plan(NamedTuple):
     product_dtype: torch.dtype
     tile_rows: int | None
     compiled: bool | None
+    spread: Spread | None = None
 
 
 def item_losses(
@@ -70,6 +78,7 @@ def item_losses(
     product_dtype: torch.dtype | None = None,
     tile_rows: int | None = None,
     compiled: bool | None = None,
+    spread: Spread | None = None,
 ) -> ItemLosses:
     """Cross-entropy of every member and KD between all of them, in memory that does not grow with targets × items.
 
@@ -92,6 +101,8 @@ def item_losses(
             Softmax, losses and the sum of weight gradients are float32 (float64 for float64 input) in any case.
         tile_rows: target rows per tile. None: as many as the cache takes.
         compiled: True: compile the pointwise part; False: never; None: where that is possible and pays.
+        spread: other processes hold members, too: ``total`` and ``kd`` are then these members' parts, and their sums
+            over the processes those of all. KD is not compiled then, since S is added up within each tile.
 
     Returns:
         `ItemLosses`.
@@ -116,7 +127,9 @@ def item_losses(
     differentiable = (hidden, weight) if bias is None else (hidden, weight, bias)
     with_grad = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
     factor = temperature**2 if scale_by_temperature_squared else 1.0
-    with_kd = len(hidden) > 1 and (kd_weight != 0 if compute_kd is None else compute_kd)
+    with_kd = (len(hidden) if spread is None else spread.n) > 1 and (
+        kd_weight != 0 if compute_kd is None else compute_kd
+    )
     plan = Plan(
         ce_weight,
         kd_weight * factor if with_kd else 0.0,
@@ -126,6 +139,7 @@ def item_losses(
         product_dtype,
         tile_rows,
         compiled,
+        spread if with_kd else None,
     )
     with torch.autocast(device, enabled=False):  # the products' precision is fixed by now
         total, cross_entropy, kd = _Losses.apply(hidden, weight, bias, targets, valid, plan)  # type: ignore[no-untyped-call]
@@ -183,6 +197,8 @@ def compile_status() -> str:
 
 def tile_function(plan: Plan, size: int, key: tuple[object, ...]) -> _TileFn:
     """The eager tile, or its compiled form where that is wanted and works."""
+    if plan.spread is not None:
+        return functools.partial(eager_tile, spread=plan.spread)
     if plan.compiled is False or (plan.compiled is None and (size < _COMPILE_FROM or _status.startswith("eager"))):
         return eager_tile
     compiled = _compiled_tile(*key, plan.temperature, plan.with_kd, plan.with_grad)
@@ -207,7 +223,8 @@ def tile_function(plan: Plan, size: int, key: tuple[object, ...]) -> _TileFn:
 @functools.cache
 def _compiled_tile(*key: object) -> _TileFn:
     """One compilation for each key: torch gives up on a function that it had to compile more than a few times."""
-    clone = FunctionType(eager_tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}"), eager_tile.__globals__)
+    code = eager_tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}")
+    clone = FunctionType(code, eager_tile.__globals__, argdefs=eager_tile.__defaults__)
     # No intermediate plane: everything is computed within the loops over a row.
     limits = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
     return torch.compile(clone, dynamic=False, options=dict.fromkeys(limits, 1 << 20))
@@ -349,6 +366,7 @@ def eager_tile(
     temperature: float,
     with_kd: bool,
     with_grad: bool,
+    spread: Spread | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maxima, normalisers at temperatures 1 and τ (n, rows, 1), and KD (rows, 1) of the tile `logits` (n, rows, v).
 
@@ -371,6 +389,8 @@ def eager_tile(
         tempered_sums = [x.sum(1, keepdim=True) for x in tempered]
         z = [_normalise(scaled[i], tempered[i], tempered_sums[i]) for i in members]
         total = functools.reduce(torch.add, z)
+        if spread is not None:
+            n, total = spread.n, spread.sum_(total.clone() if total is z[0] else total)
         pulls = [x.mul_(n).sub_(total) for x in z]
         product = pulls[0] * scaled[0]
         for i in members[1:]:
@@ -408,6 +428,7 @@ def run_tile(
         grad = weights[0] * counts * (picked.exp() / sums - 1)
         if plan.with_kd:
             z = (picked / plan.temperature).exp() / tempered_sums
-            grad += weights[1] * counts * (n * z - z.sum(0))
+            n, total = (n, z.sum(0)) if plan.spread is None else (plan.spread.n, plan.spread.sum_(z.sum(0)))
+            grad += weights[1] * counts * (n * z - total)
         logits[at_target] = grad.to(logits.dtype)
     return sums.log() - picked, kd

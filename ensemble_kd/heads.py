@@ -21,6 +21,7 @@ class Heads(nn.Module):
         stream: tells these heads from others of the same seed; not 0, which is the encoders'.
         tied: leave the weights out; the caller passes the embedding's.
         like: gives the dtype (float64, else float32) and the device.
+        first: number of the first of these members in the whole ensemble.
 
     Examples:
         >>> heads = Heads(2, 5, 4, seed=0, stream=1, tied=False, like=torch.zeros(()))
@@ -31,11 +32,13 @@ class Heads(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter
 
-    def __init__(self, n: int, classes: int, d: int, *, seed: int, stream: int, tied: bool, like: Tensor) -> None:
+    def __init__(
+        self, n: int, classes: int, d: int, *, seed: int, stream: int, tied: bool, like: Tensor, first: int = 0
+    ) -> None:
         super().__init__()
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         weights = []
-        for i in range(n):
+        for i in range(first, first + n):
             with seeded(member_seed(seed, i, stream)):
                 weights.append(torch.randn(0 if tied else classes, d, dtype=dtype) * INIT_STD)
         weight = None if tied else nn.Parameter(torch.stack(weights).to(like.device))

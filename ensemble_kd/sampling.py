@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.fused import ItemLosses, item_losses
+from ensemble_kd.fused import ItemLosses, Spread, item_losses
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
 
@@ -100,6 +100,7 @@ def sampled_item_losses(
     temperature: float = 1.0,
     scale_by_temperature_squared: bool = False,
     product_dtype: torch.dtype | None = None,
+    spread: Spread | None = None,
 ) -> ItemLosses:
     """``fused.item_losses`` over candidates that count for 1 / Q items each.
 
@@ -116,6 +117,7 @@ def sampled_item_losses(
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
         product_dtype: of the matrix products.
+        spread: where other processes hold members.
 
     Examples:
         >>> hidden, weight, bias = torch.zeros(2, 3, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
@@ -134,9 +136,11 @@ def sampled_item_losses(
         temperature=temperature,
         scale_by_temperature_squared=scale_by_temperature_squared,
         product_dtype=product_dtype,
+        spread=spread,
         compiled=False,
     )
-    if kd_weight == 0 or temperature == 1 or len(hidden) == 1:  # one correction, so that one pass serves both losses
+    alone = len(hidden) == 1 and spread is None
+    if kd_weight == 0 or temperature == 1 or alone:  # one correction, so that one pass serves both losses
         return losses(bias + log_counts, ce_weight=ce_weight, kd_weight=kd_weight)
     main = losses(bias + log_counts, ce_weight=ce_weight, kd_weight=0.0)
     kd = losses(bias + temperature * log_counts, ce_weight=0.0, kd_weight=kd_weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -84,6 +84,7 @@ def top_items(
     seen: Tensor | None = None,
     candidates: Tensor | None = None,
     aggregate: Aggregate = "logits",
+    mean: Callable[[Tensor], Tensor] | None = None,
 ) -> Recommendations:
     """The k best items of each query, some users at a time, so that no (n, b, v) scores are held.
 
@@ -95,6 +96,7 @@ def top_items(
         seen: (b, l) items that are not recommended, padded with 0; None: all may be.
         candidates: (c,) or (b, c) items to choose from, padded with 0 in the second form; None: all.
         aggregate: see ``aggregate_scores``.
+        mean: over processes that hold other members; None: there are none.
 
     Returns:
         Items and their scores.
@@ -116,6 +118,7 @@ def top_items(
         own = candidates[rows] if candidates is not None and candidates.ndim == 2 else candidates
         logits = _logits(states[:, rows], weight, bias, own)
         scores = aggregate_scores(logits, aggregate)
+        scores = scores if mean is None else mean(scores)
         items = torch.arange(1, v + 1, device=states.device) if own is None else own
         if own is not None:
             scores = scores.masked_fill(own == 0, -torch.inf)
@@ -132,7 +135,14 @@ def top_items(
     return Recommendations(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def uncertainty(states: Tensor, weight: Tensor, bias: Tensor, *, k: int = 10) -> Uncertainty:
+def uncertainty(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    k: int = 10,
+    gather: Callable[[Tensor], Tensor] | None = None,
+) -> Uncertainty:
     """How sure the ensemble is: entropy of the mean p̄ of the members' softmaxes, mutual information, disagreement.
 
     Mutual information is H(p̄) − mean of H(p_n): it is 0 where all members say the same, however unsure each is.
@@ -141,6 +151,7 @@ def uncertainty(states: Tensor, weight: Tensor, bias: Tensor, *, k: int = 10) ->
     Args:
         states, weight, bias: as for ``top_items``.
         k: length of the lists that are compared.
+        gather: adds what members of other processes say, along the first dimension; None: there are none.
 
     Examples:
         >>> weight = torch.tensor([[[9.0], [0.0]], [[0.0], [9.0]]])  # two members, each sure of another item
@@ -152,6 +163,7 @@ def uncertainty(states: Tensor, weight: Tensor, bias: Tensor, *, k: int = 10) ->
     found = []
     for rows in _blocks(states, weight.shape[1]):
         logs = _logits(states[:, rows], weight, bias, None).log_softmax(dim=-1)
+        logs = logs if gather is None else gather(logs)
         n = len(logs)
         mean = logs.logsumexp(dim=0) - math.log(n)
         entropy, each = -(mean.exp() * mean).sum(dim=-1), -(logs.exp() * logs).sum(dim=-1)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
@@ -101,7 +101,7 @@ class Settings:
                 raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
         return [float(share) for share in shares]
 
-    def fingerprint(self, model: EnsembleKD, data: SequenceData, window: int) -> dict[str, str]:
+    def fingerprint(self, model: EnsembleKD, data: AnySequences, window: int) -> dict[str, str]:
         """What must be the same for a run to go on exactly, by name; schedules are compared by their ``shares``.
 
         Only values go in, never an object's address, so that another process with the same settings gets the same.
@@ -115,11 +115,12 @@ class Settings:
             **{name: repr(getattr(self, name)) for name in ("window_step", "precision", "exclude")},
             "window": repr(window),
             "bucket": repr(bool(self.bucket)),
-            "data": f"{data!r} with checksum {_checksum(data.items, data.offsets)}",
+            "data": f"{data!r} with checksum {data.checksum}",
             "item_attributes": "None" if table is None else f"a table with checksum {_checksum(table)}",
             "objective": _without_addresses(model.objective),
             "losses": _without_addresses(model.losses),
             "backend": repr(model.encoder.requested_backend),
+            **({"processes": str(model.ranks)} if model.ranks.size > 1 else {}),
             **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
             **_encoders(model),
         }
@@ -161,7 +162,7 @@ def check_same_run(
 def _encoders(model: EnsembleKD) -> dict[str, str]:
     """The numbers and words that each module of each member was built with: a dropout rate is no parameter."""
     told = {}
-    for i, member in enumerate(model.encoder._templates):
+    for i, member in enumerate(model.encoder._templates, start=model.ranks.own_members(len(model)).start):
         for path, module in member.named_modules():
             plain = ", ".join(
                 f"{name}={value!r}"
@@ -172,11 +173,8 @@ def _encoders(model: EnsembleKD) -> dict[str, str]:
     return told
 
 
-def _checksum(*tensors: Tensor) -> str:
-    value = 0
-    for tensor in tensors:
-        value = zlib.crc32(tensor.cpu().numpy().tobytes(), value)
-    return f"{value:08x}"
+def _checksum(tensor: Tensor) -> str:
+    return f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
 
 
 def _without_addresses(value: object) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import numbers
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -66,8 +66,10 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def build_members(encoder_fn: Callable[[], nn.Module], n: int, *, seed: int) -> list[nn.Module]:
-    """Call the factory once per member, each under its own seed.
+def build_members(
+    encoder_fn: Callable[[], nn.Module], n: int, *, seed: int, own: Callable[[int], Iterable[int]] = range
+) -> list[nn.Module]:
+    """Call the factory once per member, each under its own seed; ``own`` chooses some of n members.
 
     Raises:
         EnsembleKDError: n is not a positive number, the factory is not callable, or returns no module or one twice.
@@ -80,7 +82,7 @@ def build_members(encoder_fn: Callable[[], nn.Module], n: int, *, seed: int) -> 
         fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
         raise EnsembleKDError(where, "a factory () -> nn.Module", type(given).__name__, fix)
     members: list[nn.Module] = []
-    for i in range(n):
+    for i in own(n):
         with seeded(member_seed(seed, i)):
             members.append(encoder_fn())
     check_members(members)

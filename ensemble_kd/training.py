@@ -6,7 +6,8 @@ Those with a training loop of their own need only ``model.loss(item_ids).total``
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,7 +18,10 @@ from torch import Tensor
 
 from ensemble_kd import checkpoints
 from ensemble_kd.data.batching import BatchPlan
-from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.blocks import BlockPlan
+from ensemble_kd.data.mapped import AnySequences
+from ensemble_kd.data_parallel import SpreadLoss
+from ensemble_kd.distributed import Ranks
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, Exclude, Precision, autocast, evaluate
@@ -27,7 +31,7 @@ from ensemble_kd.rows import RowAdamW, member_norms, merge_rows
 from ensemble_kd.runlog import Means, RunLog
 from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.settings import Callback, Settings, check_same_run
-from ensemble_kd.stacking import seeded
+from ensemble_kd.stacking import member_seed, seeded
 
 __all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "clip_members_", "fit"]
 
@@ -73,7 +77,7 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 
 def fit(
     model: EnsembleKD,
-    data: SequenceData,
+    data: AnySequences,
     *,
     epochs: int = 30,
     batch_size: int = 256,
@@ -100,11 +104,15 @@ def fit(
 
     With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
+    Where ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its
+    rows of each batch. Gradients are those of one process on the whole batch, save where rows depend on each other
+    (BatchNorm); masks and dropout are drawn by each process. The first one writes, into a folder that all see.
+
     Args:
         model: on the device where it is to be trained.
-        data: sequences with as many items as the model.
+        data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
         epochs: passes over the windows.
-        batch_size: windows in a step.
+        batch_size: windows in a step, of all processes together.
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         schedule: default ``StepDecay()``, the paper's.
@@ -124,7 +132,7 @@ def fit(
         checkpoint_every_s: seconds between writes of last.pt within an epoch; it is written after every epoch, too.
         log_every: steps between log entries.
         callback: is given each log entry, ``{"kind": "step" | "epoch", ...}``; losses in it are means over the steps
-            since the entry before (of a step), or over the epoch (``entry["train"]``).
+            since the entry before (of a step), or over the epoch (``entry["train"]``). Every process calls its own.
         progress: show a bar with losses and speed (needs tqdm, the extra ``train``).
         seed: of the order, masks and dropout. The global random state is left as it was.
 
@@ -166,21 +174,34 @@ def fit(
         progress=progress,
         seed=seed,
     )
-    run, training, losses = _Run(model, data, settings), model.training, model.losses
+    with _joined(model):
+        run, training, losses = _Run(model, data, settings), model.training, model.losses
+        try:
+            with seeded(seed if model.ranks.is_first else member_seed(seed, model.ranks.rank, stream=3)):
+                return run.train()
+        finally:
+            run.log.close()
+            model.train(training)
+            if transfer is not None:
+                model.losses = losses
+
+
+@contextmanager
+def _joined(model: EnsembleKD) -> Iterator[None]:
+    """Within the block, the rows of a batch are spread over all processes, where there are several."""
+    before = model.ranks
+    if before.size == 1:
+        model.ranks = Ranks.world()
     try:
-        with seeded(seed):
-            return run.train()
+        yield
     finally:
-        run.log.close()
-        model.train(training)
-        if transfer is not None:
-            model.losses = losses
+        model.ranks = before
 
 
 class _Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
-    def __init__(self, model: EnsembleKD, data: SequenceData, settings: Settings) -> None:
+    def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings) -> None:
         self.model, self.data, self.settings, self.device = model, data, settings, model.device
         if data.num_items != model.num_items:
             fix = "Build the model with num_items=data.num_items."
@@ -188,16 +209,24 @@ class _Run:
         window = _window(model, settings.window)
         shortest = 2 if isinstance(model.objective, NextItem) else 1
         self.losses = model.losses
-        self.windows = data.train_windows(window, settings.window_step, min_len=shortest).to(self.device)
-        if len(self.windows) < 2:
+        windows = data.train_windows(window, settings.window_step, min_len=shortest)
+        self.windows = windows.to(self.device) if isinstance(windows, Tensor) else windows
+        self.ranks, least = model.ranks, max(2, model.ranks.data_size)
+        if len(self.windows) < least:
             fix = "Use more data, or a longer history a user."
-            raise EnsembleKDError("fit", "at least 2 training windows", len(self.windows), fix)
+            raise EnsembleKDError("fit", f"at least {least} training windows", len(self.windows), fix)
+        if settings.batch_size < self.ranks.data_size:
+            fix = "Every process needs a row: use a larger batch, or fewer processes."
+            raise EnsembleKDError("fit", f"batch_size >= {self.ranks.data_size}", settings.batch_size, fix)
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
-        self.fingerprint = settings.fingerprint(model, data, window)
+        told = self.ranks.gather_objects(settings.fingerprint(model, data, window))
+        self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.loss = SpreadLoss(model)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
-        self.log = RunLog(self.folder, settings.callback, settings.progress)
+        first = self.ranks.is_first
+        self.log = RunLog(self.folder if first else None, settings.callback, settings.progress and first)
         self.epoch = self.batch = self.step = 0
         self.train_s = 0.0  # of this epoch, up to ``started``
         self.started = self.saved_at = time.monotonic()
@@ -210,12 +239,13 @@ class _Run:
     def train(self) -> FitResult:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        if self.folder is not None and self.settings.resume and (self.folder / "last.pt").exists():
+        resume = self.folder is not None and self.settings.resume and (self.folder / "last.pt").exists()
+        if self.ranks.agree(resume):
             self._resume()
         else:
             self.log.open(entries=0, step=0)
             self._save()  # so that an earlier run's checkpoint is not resumed in place of this one
-            if self.folder is not None:
+            if self.folder is not None and self.ranks.is_first:
                 (self.folder / "best.pt").unlink(missing_ok=True)
         while self.epoch < self.settings.epochs and not self._out_of_patience():
             self._one_epoch()
@@ -229,7 +259,7 @@ class _Run:
 
     def _one_epoch(self) -> None:
         s = self.settings
-        plan = BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket)
+        plan = self._plan()
         self.log.start_bar(len(plan), self.batch, f"epoch {self.epoch + 1}/{s.epochs}")
         self.started, first = time.monotonic(), self.batch
         self.model.train()
@@ -240,7 +270,7 @@ class _Run:
             if s.transfer is not None and isinstance(self.losses, Loss):
                 share = float(s.transfer(self.epoch + self.batch / len(plan), s.epochs))
                 self.model.losses = scale_transfer(self.losses, share)
-            self._one_step(batch)
+            self._one_step(batch.to(self.device))
             self.batch += 1
             self.step += 1
             self.log.advance()
@@ -250,7 +280,8 @@ class _Run:
                 entry = {"kind": "step", "step": self.step, "epoch": self.epoch, "lr": rate, "step_s": seconds}
                 self.log.write({**entry, **means})
                 self.log.show(means)
-            if self.folder is not None and time.monotonic() - self.saved_at >= s.checkpoint_every_s:
+            is_due = time.monotonic() - self.saved_at >= s.checkpoint_every_s
+            if self.folder is not None and self.ranks.agree(is_due):
                 self._save()
         self.log.stop_bar()
         self._take_means()
@@ -260,17 +291,26 @@ class _Run:
         found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision)
         self._finish_epoch(found, time.monotonic() - self.started)
 
+    def _plan(self) -> BatchPlan | BlockPlan:
+        s, part = self.settings, self.ranks.part
+        if not isinstance(self.windows, Tensor):
+            return BlockPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, part=part)
+        least = max(2, self.ranks.data_size)  # every process has a row of every batch
+        return BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, at_least=least, part=part)
+
     def _one_step(self, batch: Tensor) -> None:
         with autocast(self.device, self.settings.precision):
-            loss = self.model.loss(batch, validate=False)
+            loss = self.loss(batch)
         self.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
             self._check_finite(loss.terms, f"step {self.step + 1}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
+        self.loss.finish()
         if self.settings.max_grad_norm is not None:
             norms = clip_members_(self.parameters, self.settings.max_grad_norm)
             if self.device.type == "cpu":
+                norms = self.ranks.gather_members(norms)
                 told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
                 self._check_finite(told, f"step {self.step + 1}")
         self.optimizer.step()
@@ -323,12 +363,18 @@ class _Run:
             return
         self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
         self._check_weights()
+        random = self.ranks.gather_objects(checkpoints.random_state())
+        weights = self.ranks.gather_states(self.model.state_dict())
+        optimizer = self.ranks.gather_states(self.optimizer.state_dict())
+        if not self.ranks.is_first:
+            self.saved_at = time.monotonic()
+            return
         content = {
             "fingerprint": self.fingerprint,
             "shares": self.settings.shares(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": checkpoints.random_state(),
+            "model": weights,
+            "optimizer": optimizer,
+            "random": random if self.ranks.size > 1 else random[0],
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "entries": self.log.entries},
             "train_s": self.train_s + (time.monotonic() - self.started if self.batch else 0.0),
             "best": {"epoch": self.best_epoch, "rows": self.best_rows},
@@ -339,8 +385,9 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _save_best(self) -> None:
-        if self.folder is not None:
-            content = {"model": self.best_state, "epoch": self.best_epoch, "valid": self.best_rows}
+        weights = None if self.best_state is None else self.ranks.gather_states(self.best_state)
+        if self.folder is not None and self.ranks.is_first:
+            content = {"model": weights, "epoch": self.best_epoch, "valid": self.best_rows}
             checkpoints.save(self.folder / "best.pt", content)
 
     def _resume(self) -> None:
@@ -357,10 +404,11 @@ class _Run:
         self.history, self.train_s = saved["history"], saved["train_s"]
         self.recent, self.whole = (Means(m["sums"], m["steps"]) for m in saved["means"])
         self._find_best(saved["model"])
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.model.load_state_dict(self.ranks.own_states(saved["model"]))
+        self.optimizer.load_state_dict(self.ranks.own_states(saved["optimizer"]))
         self.log.open(entries=position["entries"], step=self.step)
-        checkpoints.set_random_state(saved["random"])
+        random = saved["random"]
+        checkpoints.set_random_state(random[self.ranks.rank] if self.ranks.size > 1 else random)
         self.saved_at = time.monotonic()
 
     def _find_best(self, last: dict[str, Tensor]) -> None:
@@ -368,16 +416,17 @@ class _Run:
         assert self.folder is not None
         path = self.folder / "best.pt"
         if self.best_epoch < 0:
-            path.unlink(missing_ok=True)  # of an earlier run
+            if self.ranks.is_first:
+                path.unlink(missing_ok=True)  # of an earlier run
         elif (self.epoch, self.batch) == (self.best_epoch + 1, 0):
-            self.best_state = last
+            self.best_state = self.ranks.own_states(last)
             self._save_best()
         else:
             kept = checkpoints.load(path, device=self.device)
             if kept.get("epoch") != self.best_epoch or "model" not in kept:
                 fix = "Put back the best.pt that was written with last.pt, or start anew."
                 raise EnsembleKDError("resume", f"best.pt of epoch {self.best_epoch}", kept.get("epoch"), fix)
-            self.best_state = kept["model"]
+            self.best_state = self.ranks.own_states(kept["model"])
 
 
 def _window(model: EnsembleKD, window: int | None) -> int:

@@ -6,14 +6,18 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, NextItem, fit
 from ensemble_kd.data import SequenceData, read_text, synthetic
+from ensemble_kd.distributed import Ranks, process_group, restarted
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
 from ensemble_kd.schedules import Cosine, Schedule, StepDecay
@@ -26,7 +30,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--attributes", type=Path, help="JSON file {item id: [attribute ids]}")
     p.add_argument("--users", type=int, default=2000, help="of the synthetic data")
     p.add_argument("--items", type=int, default=600, help="of the synthetic data, at least 80")
-    p.add_argument("--n", type=int, default=3, help="members")
+    p.add_argument("--n", "--members", dest="n", type=int, default=3, help="members (torchrun takes --n for its own)")
     p.add_argument("--views", type=int, default=2, help="M, views of each sequence")
     p.add_argument("--d-model", type=int, default=64)
     p.add_argument("--dropout", type=float, default=0.2)
@@ -48,6 +52,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--exclude", choices=("none", "window", "history"), default="history")
     p.add_argument("--output", type=Path, default=Path("runs/example"), help="folder of checkpoints, log and curves")
     p.add_argument("--checkpoint-every", type=float, default=120.0, help="seconds")
+    p.add_argument("--members-over", type=int, default=1, help="processes of torchrun that members are spread over")
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**defaults)
@@ -66,6 +71,10 @@ def sequences(args: argparse.Namespace) -> SequenceData:
 
 def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, objective: Objective) -> EnsembleKD:
     """The model that the flags describe."""
+    mesh = None
+    if dist.is_initialized():
+        sizes = (dist.get_world_size() // args.members_over, args.members_over)
+        mesh = init_device_mesh(torch.device(args.device).type, sizes, mesh_dim_names=("data", "member"))
     with_attributes = data.item_attributes is not None
     terms = [args.ap * AP()] * with_attributes
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
@@ -79,6 +88,7 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
         item_attributes=data.item_attributes,
         classifier=args.classifier,
         seed=args.seed,
+        mesh=mesh,
     ).to(args.device)
 
 
@@ -102,14 +112,20 @@ def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any
 
 
 def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
-    """Train, evaluate on the test items, recommend, and draw the curves."""
+    """Train, evaluate on the test items, recommend, and draw the curves; in all processes that torchrun started."""
+    with process_group(), nullcontext() if Ranks.world().is_first else redirect_stdout(None):  # one process reports
+        _run(args, encoder, objective)
+
+
+def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
     data = sequences(args)
     model = ensemble(args, data, encoder, objective)
     started = time.monotonic()
-    result = fit(model, data, **fit_options(args, objective), output_dir=args.output, resume=args.resume)
+    result = fit(model, data, **fit_options(args, objective), output_dir=args.output, resume=args.resume or restarted())
     minutes = (time.monotonic() - started) / 60
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
-    draw_curves(result.history, args.output / "curves.png")
+    if model.ranks.is_first:
+        draw_curves(result.history, args.output / "curves.png")
 
 
 def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weights: str, minutes: float) -> None:
@@ -121,7 +137,8 @@ def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weig
     members = [test.rows[f"member {i}"]["NDCG@10"] for i in range(args.n)]
     gain = test.rows["ensemble"]["NDCG@10"] / max(sum(members) / args.n, 1e-9) - 1
     print(f"NDCG@10 of the ensemble over its members' mean: {gain:+.1%}. Trained in {minutes:.1f} minutes.")
-    (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
+    if model.ranks.is_first:
+        (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
 
     seen = data.inputs("test", data.max_history)[:1]
     seen = seen[:, seen[0] != 0]  # all of it, so that none of it is recommended; the encoder reads the newest

@@ -27,6 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"errors", "functional"},
     "contract": {"errors", "stacking"},
     "heads": {"errors", "stacking"},
+    "distributed": {"errors"},
+    "data_parallel": {"distributed", "ensemble"},
     "ensemble": {
         "errors",
         "functional",
@@ -40,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "metrics",
         "contract",
         "heads",
+        "distributed",
         "serving",
     },
     "checkpoints": {"errors", "ensemble"},
@@ -49,6 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runlog": {"settings"},
     "training": {
         "errors",
+        "data_parallel",
+        "distributed",
         "ensemble",
         "losses",
         "objectives",

@@ -27,6 +27,7 @@ from benchmarks import (
     memory,
     recipes,
     step,
+    stream,
     summary,
 )
 from benchmarks.__main__ import main
@@ -89,7 +90,7 @@ def in_process(make: Callable[..., Step], small: tuple[object, ...], full: tuple
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (loss, memory, step):
+    for module in (loss, memory, step, stream):
         monkeypatch.setattr(module, "memory", in_process)
     eager = {name: variant for name, variant in loss.VARIANTS.items() if "compiled" not in name}
     monkeypatch.setattr(loss, "VARIANTS", eager)

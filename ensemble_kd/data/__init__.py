@@ -1,9 +1,11 @@
-"""Sequences of users' items: readers, leave-one-out, training windows, batches, and a synthetic default."""
+"""Sequences of users' items, in memory or on disk: readers, leave-one-out, windows, batches, a synthetic default."""
 
 from ensemble_kd.data.amazon import read_amazon
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.batching import BatchPlan
+from ensemble_kd.data.blocks import BlockPlan
 from ensemble_kd.data.catalogue import synthetic
+from ensemble_kd.data.mapped import MappedSequences, write_sequences
 from ensemble_kd.data.movielens import read_movielens
 from ensemble_kd.data.recbole import read_recbole
 from ensemble_kd.data.sequences import SequenceData, Split
@@ -11,7 +13,9 @@ from ensemble_kd.data.text import read_text
 
 __all__ = [
     "BatchPlan",
+    "BlockPlan",
     "ItemAttributes",
+    "MappedSequences",
     "SequenceData",
     "Split",
     "read_amazon",
@@ -19,4 +23,5 @@ __all__ = [
     "read_recbole",
     "read_text",
     "synthetic",
+    "write_sequences",
 ]

@@ -29,6 +29,8 @@ class BatchPlan:
         epoch: non-negative.
         bucket: True: windows of similar length share a batch, so that little padding is computed. The windows are
             shuffled, sorted by length within chunks of 50 batches, and the batches shuffled. False: shuffled only.
+        at_least: a last batch of fewer windows joins the batch before it, unless all batches are as small.
+        part: (rank, number of processes): of each batch, every so many-th row is this process's.
 
     Raises:
         EnsembleKDError: for windows that are not (w, l) int64 with w, l >= 1, or a number out of range.
@@ -40,7 +42,16 @@ class BatchPlan:
         (2, [(2, 1), (2, 3)])
     """
 
-    def __init__(self, windows: Tensor, batch_size: int, seed: int, epoch: int, bucket: bool = True) -> None:
+    def __init__(
+        self,
+        windows: Tensor,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        bucket: bool = True,
+        at_least: int = 2,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         where = "BatchPlan"
         if windows.ndim != 2 or windows.dtype != torch.int64 or 0 in windows.shape:
             got = f"{tuple(windows.shape)} {windows.dtype}"
@@ -48,7 +59,7 @@ class BatchPlan:
         for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)):
             if value < lowest:
                 raise EnsembleKDError(where, f"{name} >= {lowest}", value, "Pass a larger one.")
-        self.windows = windows
+        self.windows, self.part = windows, part
         rows, width = windows.shape
         oldest = (windows != 0).to(torch.uint8).argmax(dim=1)  # column of the first item of each window
         lengths: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = (width - oldest).cpu().numpy()
@@ -60,7 +71,7 @@ class BatchPlan:
                 chunk = order[start : start + CHUNK * batch_size]
                 order[start : start + CHUNK * batch_size] = chunk[np.argsort(lengths[chunk], kind="stable")]
         bounds = [*range(0, rows, batch_size), rows]
-        if batch_size > 1 and len(bounds) > 2 and bounds[-1] - bounds[-2] == 1:
+        if batch_size >= at_least and len(bounds) > 2 and bounds[-1] - bounds[-2] < at_least:
             del bounds[-2]
         self._spans = list(itertools.pairwise(bounds))
         if bucket:
@@ -79,7 +90,8 @@ class BatchPlan:
             tensor([0, 1])
         """
         start, stop = self._spans[index]
-        return self._order[start:stop]
+        first, every = self.part
+        return self._order[start + first : stop : every]
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """The batches from number ``start`` on.

@@ -67,7 +67,23 @@ def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Te
         >>> sliding_windows(torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 1, 6]), 3, 2).tolist()
         [[0, 0, 1], [2, 3, 4], [4, 5, 6]]
     """
-    starts, totals = offsets[:-1], offsets.diff()
+    ends, lengths = window_spans(offsets[:-1], offsets.diff(), width, step)
+    return left_padded(items, ends, lengths, width)
+
+
+def window_spans(starts: Tensor, totals: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]:
+    """Where the windows of ``sliding_windows`` end, and their lengths: (w,), (w,).
+
+    Args:
+        starts: (rows,) int64, where each row begins.
+        totals: (rows,) int64, how many entries it has.
+        width: length of a window.
+        step: distance between the starts of neighbouring windows.
+
+    Examples:
+        >>> window_spans(torch.tensor([0, 1]), torch.tensor([1, 5]), 3, 2)
+        (tensor([1, 4, 6]), tensor([1, 3, 3]))
+    """
     starts, totals = starts[totals > 0], totals[totals > 0]
     spare = (totals - width).clamp(min=0)
     counts = -(-spare // step) + 1
@@ -75,4 +91,4 @@ def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Te
     back = counts.cumsum(0)[row] - 1 - torch.arange(row.numel())  # 0 for the newest window of its row
     first = (spare[row] - back * step).clamp(min=0)
     lengths = totals.clamp(max=width)[row]
-    return left_padded(items, starts[row] + first + lengths, lengths, width)
+    return starts[row] + first + lengths, lengths

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -125,6 +126,16 @@ class SequenceData:
     def max_history(self) -> int:
         """Length of the longest test history: ``inputs(split, max_history)`` cuts nothing off."""
         return int(self.offsets.diff().max()) - 1
+
+    @property
+    def checksum(self) -> str:
+        """Of all sequences; equal data have the same."""
+        offsets = zlib.crc32(self.offsets.numpy().tobytes(), zlib.crc32(self.items.numpy().tobytes()))
+        return f"{offsets:08x}"
+
+    def pieces(self) -> Iterator[SequenceData]:
+        """The users in parts that fit into memory: here all at once."""
+        yield self
 
     def history(self, split: Split) -> tuple[Tensor, Tensor]:
         """What is known of each user before the split's target, oldest first; for "train" the training part.
