@@ -244,9 +244,9 @@ def cases(world: int, folder: Path) -> Iterator[tuple[str, Callable[[], float]]]
         for objective, losses in CASES:
             yield f"{name}, {objective}, {losses}", partial(gradients, mesh, objective, losses)  # type: ignore[arg-type]
         yield f"{name}, answers", partial(answering, mesh)  # type: ignore[arg-type]
-        if member > 1:
+        if member == 2:
             yield f"{name}, fit", partial(fitting_on, mesh, folder / name)  # type: ignore[arg-type]
-    for negatives in (None, 80):
+    for negatives in (None, 80) if world == 2 else (80,):
         yield f"fit, negatives={negatives}", partial(fitting, negatives, folder)
     yield "stream", partial(streaming, folder)
     yield "refusals", refusing
