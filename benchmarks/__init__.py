@@ -4,10 +4,12 @@ NAMES: dict[str, str] = {
     "limits": "what this machine can do at most: matrix products, copies, exponentials",
     "loss": "the item loss: fused tiles against stored logits with pairwise KD",
     "step": "a whole training step against the method as the paper writes it, terms switched on one by one",
+    "step_wide": "the same at d = 256, terms together",
     "members": "cost of n members, backend by backend",
     "scaling": "a step over catalogue, views, length and batch",
     "memory": "peak memory of the loss and of a step",
     "evaluate": "ranking every user over the whole catalogue, against sorting",
+    "serving": "answering requests: ensemble, one network, FAISS, ONNX Runtime",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
     "stream": "training from 10 million interactions on disk: memory and steps",
 }

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"no Beauty.txt in {args.data_dir}")
         os.environ[common.DATA_DIR] = str(args.data_dir.resolve())
     if not args.names:
-        print("\n".join(f"{name:<10}{what}" for name, what in NAMES.items()))
+        print("\n".join(f"{name:<11}{what}" for name, what in NAMES.items()))
     for name in NAMES if "all" in args.names else args.names:
         machine, start = common.environment(), time.monotonic()  # the load of others, before ours
         rows = importlib.import_module(f"benchmarks.{name}").run(args.quick)

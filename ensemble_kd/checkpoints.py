@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -24,9 +25,25 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         ...     load(Path(folder, "last.pt"))
         {'epoch': 3}
     """
+    with replacing(path) as file:
+        torch.save(dict(content), file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when it is whole and on the disk, and never before.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder, "a")) as file:
+        ...         _ = file.write(b"all of it")
+        ...     Path(folder, "a").read_bytes()
+        b'all of it'
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        torch.save(dict(content), file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -22,7 +22,7 @@ from ensemble_kd.fused_attributes import attribute_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
-from ensemble_kd.rows import sparse_lookups, take_rows
+from ensemble_kd.rows import inner_rows, sparse_lookups, take_rows
 from ensemble_kd.sampling import Candidates, sampled_item_losses
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
@@ -263,7 +263,7 @@ class EnsembleKD(nn.Module):
             return own, self.item_classifier.bias
         embedding = self.encoder.stacked_parameter(self._tied_name)
         assert embedding is not None
-        return embedding[:, 1 : self.num_items + 1].to(self.item_classifier.bias.dtype), self.item_classifier.bias
+        return inner_rows(embedding).to(self.item_classifier.bias.dtype), self.item_classifier.bias
 
     @property
     def device(self) -> torch.device:
@@ -309,8 +309,10 @@ class EnsembleKD(nn.Module):
         # Where views are unmasked and nothing contrasts them with the anchor, view 0 is the anchor.
         separate = anchored and not (self.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
         inputs = rearrange(draw.inputs, "m b l -> (m b) l")
-        sampled = draw.candidates is not None
-        with sparse_lookups(self.encoder, at_least=self.num_items + 2) if sampled else nullcontext():
+        # A tied table has a dense gradient from the classifier anyway: the look-ups' few rows are added to it, in place
+        # of a second table that is filled, stacked and added.
+        sparse = draw.candidates is not None or (self.classifier != "linear" and item_ids.device.type == "cpu")
+        with sparse_lookups(self.encoder, at_least=self.num_items + 2) if sparse else nullcontext():
             hidden = self._encode(torch.cat([inputs, draw.anchor]) if separate else inputs)
         rows = [m * len(item_ids), len(item_ids) if separate else 0]
         product_dtype = _product_dtype(hidden)

@@ -49,7 +49,7 @@ class Spread(NamedTuple):
     sum_: Callable[[Tensor], Tensor]  # adds up a tensor over the processes, in place
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """Everything about one call that is not a tensor."""
 
     ce_weight: float
@@ -60,7 +60,7 @@ class _Plan(NamedTuple):
     product_dtype: torch.dtype
     tile_rows: int | None
     compiled: bool | None
-    spread: Spread | None
+    spread: Spread | None = None
 
 
 def item_losses(
@@ -130,7 +130,7 @@ def item_losses(
     with_kd = (len(hidden) if spread is None else spread.n) > 1 and (
         kd_weight != 0 if compute_kd is None else compute_kd
     )
-    plan = _Plan(
+    plan = Plan(
         ce_weight,
         kd_weight * factor if with_kd else 0.0,
         temperature,
@@ -195,12 +195,12 @@ def compile_status() -> str:
     return _status
 
 
-def _tile_function(plan: _Plan, size: int, key: tuple[object, ...]) -> _TileFn:
+def tile_function(plan: Plan, size: int, key: tuple[object, ...]) -> _TileFn:
     """The eager tile, or its compiled form where that is wanted and works."""
     if plan.spread is not None:
-        return functools.partial(_tile, spread=plan.spread)
+        return functools.partial(eager_tile, spread=plan.spread)
     if plan.compiled is False or (plan.compiled is None and (size < _COMPILE_FROM or _status.startswith("eager"))):
-        return _tile
+        return eager_tile
     compiled = _compiled_tile(*key, plan.temperature, plan.with_kd, plan.with_grad)
 
     def tile(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -213,7 +213,7 @@ def _tile_function(plan: _Plan, size: int, key: tuple[object, ...]) -> _TileFn:
             if plan.compiled:
                 raise
             _status = f"eager: {type(error).__name__}: {error}"
-            return _tile(*args)
+            return eager_tile(*args)
         _status = "compiled"
         return result
 
@@ -223,8 +223,8 @@ def _tile_function(plan: _Plan, size: int, key: tuple[object, ...]) -> _TileFn:
 @functools.cache
 def _compiled_tile(*key: object) -> _TileFn:
     """One compilation for each key: torch gives up on a function that it had to compile more than a few times."""
-    code = _tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}")
-    clone = FunctionType(code, _tile.__globals__, argdefs=_tile.__defaults__)
+    code = eager_tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}")
+    clone = FunctionType(code, eager_tile.__globals__, argdefs=eager_tile.__defaults__)
     # No intermediate plane: everything is computed within the loops over a row.
     limits = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
     return torch.compile(clone, dynamic=False, options=dict.fromkeys(limits, 1 << 20))
@@ -241,7 +241,7 @@ class _Losses(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         valid: Tensor | None,
-        plan: _Plan,
+        plan: Plan,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Walk over the tiles."""
         needs = ctx.needs_input_grad[:3] if plan.with_grad else (False, False, False)
@@ -279,7 +279,7 @@ def _walk(
     bias: Tensor | None,
     targets: Tensor,
     valid: Tensor | None,
-    plan: _Plan,
+    plan: Plan,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, _Grads]:
     """Losses and gradients, tile by tile."""
@@ -303,9 +303,9 @@ def _walk(
     rows = plan.tile_rows or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes)
     rows = min(t, rows)
     rows = -(-t // -(-t // rows))  # as many tiles, of even height
-    function = _tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type))
+    function = tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type))
     # Eager mode passes over its planes many times: a chunk of rows at a time they stay in the cache.
-    chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" and function is _tile else rows
+    chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" and function is eager_tile else rows
     tile = torch.empty(n * rows * v, dtype=product, device=device)
     # Filled on the device: copying them there would wait for it.
     scalars = (plan.ce_weight, plan.kd_weight / plan.temperature)
@@ -324,7 +324,7 @@ def _walk(
             torch.mm(inputs[i, start:stop], classifier[i].t(), out=logits[i])
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
-            losses[:, low:high], kd_rows[low:high] = _run_tile(
+            losses[:, low:high], kd_rows[low:high] = run_tile(
                 logits[:, low - start : high - start],
                 offsets,
                 targets[low:high],
@@ -358,7 +358,7 @@ def _cast(grad: Tensor | None, like: Tensor | None, gain: float) -> Tensor | Non
     return grad if gain == 1 else grad.div_(gain)
 
 
-def _tile(
+def eager_tile(
     logits: Tensor,
     bias: Tensor | None,
     counts: Tensor,
@@ -410,8 +410,8 @@ def _normalise(shifted: Tensor, exps: Tensor, sums: Tensor) -> Tensor:
     return (shifted - sums.log()).exp() if torch.compiler.is_compiling() else exps.mul_(sums.reciprocal())
 
 
-def _run_tile(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, counts: Tensor, weights: Tensor, plan: _Plan, tile: _TileFn
+def run_tile(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, counts: Tensor, weights: Tensor, plan: Plan, tile: _TileFn
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy (n, rows) and KD (rows,) of a tile; its logits become their gradients in place."""
     n, device = len(logits), logits.device

@@ -210,3 +210,13 @@ def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
             )
         named[term.name] = (weight, term)
     return named
+
+
+def scale_transfer(losses: Loss, share: float) -> Loss:
+    """The same sum with the weights of what passes between members, or between views, times ``share``: ICL, CCL, KD.
+
+    Examples:
+        >>> scale_transfer(AP() + 0.2 * ICL() + 0.5 * KD(temperature=1.0), 0.5)
+        AP() + 0.1 * ICL(temperature=0.3) + 0.25 * KD(temperature=1.0)
+    """
+    return _sum(tuple((weight if term.name == "ap" else share * weight, term) for weight, term in losses.weighted()))

@@ -220,7 +220,7 @@ class MaskedItem:
 
     def query(self, item_ids: Tensor, *, mask_token: int, max_len: int | None) -> Tensor:
         """Append [mask], Eq. 20; the oldest items go where the encoder's length would be exceeded."""
-        mask = item_ids.new_full((len(item_ids), 1), mask_token)
+        mask = item_ids.new_full((item_ids.shape[0], 1), mask_token)  # len() would be a constant for torch.export
         return _newest_columns(torch.cat([item_ids, mask], dim=1), max_len)
 
 

@@ -79,6 +79,31 @@ class _Take(torch.autograd.Function):
         return _Take.apply(table, each, rows, padding), 0  # type: ignore[no-untyped-call]
 
 
+def inner_rows(table: Tensor) -> Tensor:
+    """All rows but the first and the last, padding's and [mask]'s: (n, v + 2, d) -> (n, v, d), a view.
+
+    As a slice its gradient would pass over the table twice.
+
+    Examples:
+        >>> table = torch.zeros(1, 4, 1, requires_grad=True)
+        >>> inner_rows(table).sum().backward()
+        >>> table.grad.flatten()
+        tensor([0., 1., 1., 0.])
+    """
+    return _Inner.apply(table)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Inner(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> Tensor:
+        return table[:, 1:-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        edge = grad.new_zeros(grad.shape[0], 1, grad.shape[2])
+        return torch.cat([edge, grad, edge], dim=1)
+
+
 @contextmanager
 def sparse_lookups(encoder: StackedModule, *, at_least: int) -> Iterator[None]:
     """Within the block, embeddings of ``at_least`` rows or more get sparse gradients.

@@ -16,6 +16,8 @@ from ensemble_kd.settings import Callback
 class Means:
     """Means of the loss terms over steps, summed where the terms live, so that a device need not report each step.
 
+    A term counts as 0 in a step that did not compute it.
+
     Examples:
         >>> import torch
         >>> means = Means()

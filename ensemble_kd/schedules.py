@@ -1,4 +1,4 @@
-"""Learning rates over a run, as functions of the epoch alone: without state, a run resumes exactly."""
+"""Learning rates and weights over a run, as functions of the epoch alone: without state, a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ensemble_kd.errors import EnsembleKDError
 
 
 class Schedule(Protocol):
-    """The learning rate as a share of the first one."""
+    """The learning rate, or the weight of what members teach each other, as a share of the given one."""
 
     def __call__(self, epoch: float, epochs: int) -> float:
         """Share at ``epoch`` (fractional, from 0) of ``epochs``."""
@@ -64,6 +64,35 @@ class Cosine:
             return epoch / self.warmup
         done = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
         return round(self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))), 12)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Nothing up to ``start``, all from ``full`` on, a straight line between; both as shares of the run.
+
+    For ``fit(transfer=...)``: networks that have learned nothing yet have nothing to teach, and terms of weight 0 are
+    not computed.
+
+    Raises:
+        EnsembleKDError: not 0 <= start <= full <= 1.
+
+    Examples:
+        >>> [Ramp(0.25, 0.75)(epoch, 8) for epoch in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)]
+        [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+    """
+
+    start: float
+    full: float
+
+    def __post_init__(self) -> None:
+        _check("Ramp", "start in [0, full]", self.start, 0 <= self.start <= self.full)
+        _check("Ramp", "full <= 1", self.full, self.full <= 1)
+
+    def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
+        done = epoch / epochs
+        if done >= self.full:
+            return 1.0
+        return max(0.0, done - self.start) / max(self.full - self.start, 1e-9)
 
 
 def _check(where: str, expected: str, got: float, ok: bool) -> None:

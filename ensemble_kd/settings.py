@@ -33,10 +33,10 @@ class Settings:
     Examples:
         >>> from ensemble_kd.schedules import StepDecay
         >>> Settings(
-        ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), max_grad_norm=None,
-        ...     window=None, window_step=1, bucket=True, precision="float32", exclude="history", patience=None,
-        ...     output_dir=None, resume=False, checkpoint_every_s=0.0, log_every=1, callback=None, progress=False,
-        ...     seed=0,
+        ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), transfer=None,
+        ...     max_grad_norm=None, window=None, window_step=1, bucket=True, precision="float32", exclude="history",
+        ...     patience=None, output_dir=None, resume=False, checkpoint_every_s=0.0, log_every=1, callback=None,
+        ...     progress=False, seed=0,
         ... )
         Traceback (most recent call last):
             ...
@@ -48,6 +48,7 @@ class Settings:
     lr: float
     weight_decay: float
     schedule: Schedule
+    transfer: Schedule | None
     max_grad_norm: float | None
     window: int | None
     window_step: int
@@ -84,11 +85,16 @@ class Settings:
                 raise EnsembleKDError("fit", expected, repr(getattr(self, name)), "Choose one of these.")
         if self.resume and self.output_dir is None:
             raise EnsembleKDError("fit", "output_dir with resume=True", "None", "Say where the checkpoint is.")
-        self.shares()
+        for schedule in (self.schedule, self.transfer):
+            self._shares(schedule)
 
     def shares(self) -> list[float]:
-        """Samples of the schedule over the whole run: what it does, whatever object it is."""
-        shares = [self.schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
+        """Samples of the learning rate's schedule, then of the transfer's: what they do, whatever objects they are."""
+        pairs = zip(self._shares(self.schedule), self._shares(self.transfer), strict=True)
+        return [share for pair in pairs for share in pair]
+
+    def _shares(self, schedule: Schedule | None) -> list[float]:
+        shares = [1.0 if schedule is None else schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
         for i, share in enumerate(shares):
             if not (math.isfinite(share) and share >= 0):
                 expected = "a schedule of finite shares >= 0"
@@ -96,7 +102,7 @@ class Settings:
         return [float(share) for share in shares]
 
     def fingerprint(self, model: EnsembleKD, data: AnySequences, window: int) -> dict[str, str]:
-        """What must be the same for a run to go on exactly, by name; the schedule is compared by its ``shares``.
+        """What must be the same for a run to go on exactly, by name; schedules are compared by their ``shares``.
 
         Only values go in, never an object's address, so that another process with the same settings gets the same.
         """
@@ -143,7 +149,8 @@ def check_same_run(
     ]
     for i, (then, new) in enumerate(zip(shares_before, shares_now, strict=False)):
         if then != new:
-            differing.append(f"schedule at epoch {i / SAMPLES:g}: {then:g} then, {new:g} now")
+            what = "transfer" if i % 2 else "schedule"
+            differing.append(f"{what} at epoch {i // 2 / SAMPLES:g}: {then:g} then, {new:g} now")
             break
     if differing:
         if len(differing) > MAX_NAMED:

@@ -25,14 +25,15 @@ from ensemble_kd.distributed import Ranks
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, Exclude, Precision, autocast, evaluate
+from ensemble_kd.losses import Loss, scale_transfer
 from ensemble_kd.objectives import NextItem
 from ensemble_kd.rows import RowAdamW, member_norms, merge_rows
 from ensemble_kd.runlog import Means, RunLog
-from ensemble_kd.schedules import Cosine, Schedule, StepDecay
+from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.settings import Callback, Settings, check_same_run
 from ensemble_kd.stacking import member_seed, seeded
 
-__all__ = ["Cosine", "FitResult", "Schedule", "StepDecay", "clip_members_", "fit"]
+__all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "clip_members_", "fit"]
 
 METRIC = "NDCG@10"
 WINDOW = 50  # the longest training window where none is given
@@ -83,6 +84,7 @@ def fit(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     schedule: Schedule | None = None,
+    transfer: Schedule | None = None,
     max_grad_norm: float | None = 5.0,
     window: int | None = None,
     window_step: int = 1,
@@ -114,6 +116,8 @@ def fit(
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         schedule: default ``StepDecay()``, the paper's.
+        transfer: share of the weights of ICL, CCL and KD over the run, ``Ramp(0.25, 0.5)`` say; default: all of them
+            from the start. What has no weight is not computed.
         max_grad_norm: clip each member's gradient norm; None: do not.
         window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
@@ -154,6 +158,7 @@ def fit(
         lr=lr,
         weight_decay=weight_decay,
         schedule=schedule if schedule is not None else StepDecay(),
+        transfer=transfer,
         max_grad_norm=max_grad_norm,
         window=window,
         window_step=window_step,
@@ -170,13 +175,15 @@ def fit(
         seed=seed,
     )
     with _joined(model):
-        run, training = _Run(model, data, settings), model.training
+        run, training, losses = _Run(model, data, settings), model.training, model.losses
         try:
             with seeded(seed if model.ranks.is_first else member_seed(seed, model.ranks.rank, stream=3)):
                 return run.train()
         finally:
             run.log.close()
             model.train(training)
+            if transfer is not None:
+                model.losses = losses
 
 
 @contextmanager
@@ -201,6 +208,7 @@ class _Run:
             raise EnsembleKDError("fit", f"data of {model.num_items} items, as the model", data.num_items, fix)
         window = _window(model, settings.window)
         shortest = 2 if isinstance(model.objective, NextItem) else 1
+        self.losses = model.losses
         windows = data.train_windows(window, settings.window_step, min_len=shortest)
         self.windows = windows.to(self.device) if isinstance(windows, Tensor) else windows
         self.ranks, least = model.ranks, max(2, model.ranks.data_size)
@@ -259,6 +267,9 @@ class _Run:
             rate = s.lr * float(s.schedule(self.epoch + self.batch / len(plan), s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            if s.transfer is not None and isinstance(self.losses, Loss):
+                share = float(s.transfer(self.epoch + self.batch / len(plan), s.epochs))
+                self.model.losses = scale_transfer(self.losses, share)
             self._one_step(batch.to(self.device))
             self.batch += 1
             self.step += 1

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,6 +92,25 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
     ).to(args.device)
 
 
+def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
+    """What the flags say of a training run, but for its folder."""
+    schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
+    return {
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "weight_decay": args.weight_decay,
+        "schedule": schedule,
+        "window": args.window + isinstance(objective, NextItem),  # whose newest item is a target and no input
+        "window_step": args.window_step,
+        "precision": args.precision,
+        "exclude": args.exclude,
+        "patience": args.patience,
+        "checkpoint_every_s": args.checkpoint_every,
+        "seed": args.seed,
+    }
+
+
 def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
     """Train, evaluate on the test items, recommend, and draw the curves; in all processes that torchrun started."""
     with process_group(), nullcontext() if Ranks.world().is_first else redirect_stdout(None):  # one process reports
@@ -100,26 +120,9 @@ def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> Non
 def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
     data = sequences(args)
     model = ensemble(args, data, encoder, objective)
-    schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
     started = time.monotonic()
-    result = fit(
-        model,
-        data,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        schedule=schedule,
-        window=args.window + isinstance(objective, NextItem),  # whose newest item is a target and no input
-        window_step=args.window_step,
-        precision=args.precision,
-        exclude=args.exclude,
-        patience=args.patience,
-        output_dir=args.output,
-        resume=args.resume or restarted(),
-        checkpoint_every_s=args.checkpoint_every,
-        seed=args.seed,
-    )
+    options = fit_options(args, objective)
+    result = fit(model, data, **options, output_dir=args.output, resume=args.resume or restarted())
     minutes = (time.monotonic() - started) / 60
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
     if model.ranks.is_first:

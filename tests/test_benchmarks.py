@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import pickle
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from benchmarks import (
     recipes,
     step,
     stream,
+    summary,
 )
 from benchmarks.__main__ import main
 from benchmarks.common import Row, Step
@@ -220,3 +222,26 @@ def test_members_that_cannot_run_are_told() -> None:
     steps: dict[str, Step] = {"good": lambda: 1, "bad": lambda: [][1]}
     assert members.drop_failing(steps) == {"bad": "IndexError: list index out of range"}
     assert list(steps) == ["good"]
+
+
+def test_the_readme_shows_the_last_results() -> None:
+    """Its section on speed is what ``benchmarks.summary`` writes from the committed results, to the letter."""
+    readme = summary.README.read_text(encoding="utf-8")
+    assert readme == summary.rewritten(readme, summary.section())
+    assert "times as fast as stored logits" in summary.section()
+
+
+def test_a_summary_takes_the_newest_line(tmp_path: Path) -> None:
+    assert summary.last("epoch", tmp_path) is None
+    machine = {"processor": "P", "cores": 2, "torch": "2"}
+    for seconds in (30.0, 20.0):
+        row = {"n": 3, "d": 64, "views": 2, "epoch_s": seconds}
+        line = json.dumps({"revision": "abc", "machine": machine, "rows": [row]})
+        with (tmp_path / "epoch.jsonl").open("a") as file:
+            file.write(line + "\n")
+    assert "n = 3, d = 64, 2 views | 20 s |" in summary.section(tmp_path)
+    assert "30 s" not in summary.section(tmp_path)
+    assert summary.section(tmp_path).endswith("on P, 2 cores, torch 2; revisions abc.")
+    if importlib.util.find_spec("matplotlib"):
+        summary.draw(tmp_path / "speed.png", tmp_path)
+        assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")

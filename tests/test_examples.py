@@ -120,3 +120,28 @@ def test_lightning_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr
     assert "the best of 2 epochs" in resumed.stdout
     assert "Restored all states from the checkpoint" in resumed.stdout + resumed.stderr
+
+
+def test_distil_to_one(tmp_path: Path) -> None:
+    done = example("distil_to_one.py", *SMALL, "--epochs=2", "--student-epochs=1", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    header = next(i for i, line in enumerate(lines) if "parameters" in line)
+    rows = json.loads((tmp_path / "test.json").read_text())["rows"]
+    assert list(rows) == ["ensemble of 2", "student", "network alone"]
+    for line, (name, row) in zip(lines[header + 1 :], rows.items(), strict=False):
+        score, _, parameters, _ = line.removeprefix(name).split()
+        assert (score, int(parameters.replace(",", ""))) == (f"{row['NDCG@10']:.4f}", row["parameters"])
+    assert rows["ensemble of 2"]["parameters"] == 2 * rows["network alone"]["parameters"]
+    assert rows["student"]["parameters"] == rows["network alone"]["parameters"]
+    assert lines[-1].startswith("Of the ensemble's gain over a network alone the student keeps: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "ensemble", "student", "test.json"]
+
+
+def test_index_faiss(tmp_path: Path) -> None:
+    if importlib.util.find_spec("faiss") is None:
+        pytest.skip("faiss-cpu is not installed")
+    small = [flag for flag in SMALL if "num-layers" not in flag]
+    done = example("index_faiss.py", *small, "--epochs=1", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "for 60 of 60 users" in done.stdout

@@ -39,7 +39,7 @@ from ensemble_kd.data.batching import BatchPlan
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
 from ensemble_kd.runlog import RunLog
-from ensemble_kd.schedules import Cosine, StepDecay
+from ensemble_kd.schedules import Cosine, Ramp, StepDecay
 from ensemble_kd.training import FitResult, clip_members_
 
 V = 60
@@ -272,6 +272,32 @@ def test_entries_hold_means_over_their_own_steps() -> None:
             assert entry["valid_s"] > 0
             assert list(entry["valid"]) == ["member 0", "member 1", "ensemble"]
     assert result.history == [entry for entry in entries if entry["kind"] == "epoch"]
+
+
+def test_transfer_follows_its_schedule(tmp_path: Path) -> None:
+    """Weightless terms are not computed; the others weigh their share of the model's own weights, AP all of it."""
+    model, seen = sasrec(), []
+
+    def note(entry: Mapping[str, Any]) -> None:
+        if entry["kind"] == "step":
+            seen.append((set(entry) & {"icl", "ccl", "kd", "ap"}, {t: w for t, (w, _) in model._terms.items()}))
+
+    before = model.losses
+    train(model, epochs=2, callback=note, log_every=1, transfer=lambda epoch, epochs: 0.0 if epoch < 1 else epoch / 2)
+    assert model.losses is before
+    whole = {name: weight for name, (weight, _) in model._terms.items()}
+    assert "ap" in whole
+    for step, (terms, weights) in enumerate(seen):
+        if step < STEPS:
+            assert terms == {"ap"}
+            assert weights == {"ap": whole["ap"]}
+        else:
+            share = (step / STEPS) / 2
+            assert weights == pytest.approx({name: w * (1 if name == "ap" else share) for name, w in whole.items()})
+            assert terms == whole.keys()
+    late = train(sasrec(), epochs=2, transfer=Ramp(1.0, 1.0)).history[-1]
+    alone = train(sasrec(losses=AP()), epochs=2).history[-1]
+    assert timeless(late)["valid"] == timeless(alone)["valid"]
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
@@ -524,14 +550,14 @@ def test_a_best_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_exact_through_compiled_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused loss compiles from a size on, which is that of a call and not of a run's history."""
     compiled: list[bool] = []
-    choose = fused._tile_function
+    choose = fused.tile_function
 
     def chosen(*args: Any) -> Any:
         function = choose(*args)
-        compiled.append(function is not fused._tile)
+        compiled.append(function is not fused.eager_tile)
         return function
 
-    monkeypatch.setattr(fused, "_tile_function", chosen)
+    monkeypatch.setattr(fused, "tile_function", chosen)
     monkeypatch.setattr(fused, "_COMPILE_FROM", 2 * V * 350)  # between the sizes of a run's batches
     whole = sasrec()
     expected = train(whole, output_dir=tmp_path / "whole", epochs=2)
@@ -569,6 +595,7 @@ def test_exact_through_compiled_losses(tmp_path: Path, monkeypatch: pytest.Monke
         ({"precision": "bfloat16"}, r"precision: 'float32' then, 'bfloat16' now"),
         ({"exclude": "none"}, r"exclude: 'history' then, 'none' now"),
         ({"schedule": StepDecay()}, r"schedule at epoch 0: 0 then, 1 now"),
+        ({"transfer": Ramp(0.0, 0.5)}, r"transfer at epoch 0: 1 then, 0 now"),
         ({"epochs": 4}, r"schedule at epoch 0\.75: [0-9.]+ then, [0-9.]+ now"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -755,11 +782,16 @@ def test_schedules() -> None:
     assert cosine[:5] == [0, 0.25, 0.5, 0.75, 1]
     assert all(a > b for a, b in itertools.pairwise(cosine[4:21]))
     assert cosine[20:] == [0.2] * 4
+    assert [Ramp(0.5, 1.0)(e, 4) for e in (0, 2, 3, 4)] == [0, 0, 0.5, 1]
+    assert [Ramp(0.5, 0.5)(e, 4) for e in (1.9, 2, 4)] == [0, 1, 1]
     for made, named in (
         (lambda: StepDecay(0), "StepDecay: expected every >= 1, got 0"),
         (lambda: StepDecay(1, 0.0), "factor in"),
         (lambda: Cosine(-1.0), "Cosine: expected warmup >= 0"),
         (lambda: Cosine(floor=math.nan), "floor in"),
+        (lambda: Ramp(0.5, 0.4), r"Ramp: expected start in \[0, full\], got 0.5"),
+        (lambda: Ramp(0.5, 1.1), "Ramp: expected full <= 1, got 1.1"),
+        (lambda: Ramp(-0.1, 0.4), "Ramp: expected start in"),
     ):
         with pytest.raises(EnsembleKDError, match=named):
             made()
@@ -790,6 +822,7 @@ def test_schedules() -> None:
         ({"precision": "float16"}, "precision 'float32' or 'bfloat16', got 'float16'"),
         ({"exclude": "seen"}, "exclude 'none' or 'window' or 'history', got 'seen'"),
         ({"schedule": lambda e, n: -e}, "a schedule of finite shares >= 0, got -0.25 at epoch 0.25"),
+        ({"transfer": lambda e, n: math.nan}, "a schedule of finite shares >= 0, got nan at epoch 0.0"),
         ({"resume": True, "output_dir": None}, "output_dir with resume=True, got None"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

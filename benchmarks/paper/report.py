@@ -1,0 +1,332 @@
+"""REPORT.md and its plots, from finished runs alone: what is missing is said to be, never guessed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.paper.analysis import AGGREGATES, Numbers, Test, ndcg, paired_bootstrap
+from benchmarks.paper.recipes import Run
+from benchmarks.paper.store import Record, unpack
+from benchmarks.paper.tables import Row, Table
+
+Done = Mapping[str, Record]
+METRIC = "NDCG@10"
+LEVEL = 0.05
+
+
+def write(folder: Path, scale: str, tables: Sequence[Table], done: Done) -> Path:
+    """REPORT.md in ``folder``, with plots where matplotlib is installed; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {run.key for table in tables for row in table.rows for run in row.runs}
+    finished = [done[key] for key in wanted if key in done]
+    lines = [
+        f"# The paper's study, scale `{scale}`",
+        "",
+        f"Written by `python -m benchmarks.paper --scale {scale}` from {len(finished)} finished runs of {len(wanted)}.",
+        "",
+        *_protocol(finished),
+    ]
+    for dataset in dict.fromkeys(table.dataset for table in tables):
+        own = [table for table in tables if table.dataset == dataset]
+        lines += [f"## {dataset}", "", *_claims(own, done)]
+        for table in own:
+            lines += [f"### {table.title}", "", *_table(table, done), *_plot(table, done, folder)]
+        lines += [*_members(own, done), *_curves(own, done, folder), *_cost(own, done)]
+    path = folder / "REPORT.md"
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def _protocol(finished: Sequence[Record]) -> list[str]:
+    said = sorted({record["protocol"] for record in finished})
+    machines = sorted({f"{r['machine']['processor']}, torch {r['machine']['torch']}" for r in finished})
+    return [
+        "Test NDCG@10 of the ensemble (of the network, where it is one), mean over seeds ± their standard deviation;",
+        'weights of the epoch with the best validation NDCG@10. "members" is the mean over an ensemble\'s members.',
+        '"window" is the protocol of the authors\' code, where only the items that the encoder reads are left out.',
+        "The paper's numbers are as printed, with d = 256 and its own preprocessing: compare ratios, not values.",
+        "p: paired bootstrap over users (10,000 resamples) of the difference's mean over the seeds that both have.",
+        "",
+        *[f"- {text}" for text in said],
+        *[f"- {text}" for text in machines],
+        "",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def _records(row: Row, done: Done) -> list[Record]:
+    return [done[run.key] for run in row.runs if run.key in done]
+
+
+def _ensembles(records: Sequence[Record]) -> list[float]:
+    return [record["test"]["ensemble"][METRIC] for record in records]
+
+
+def _members_means(records: Sequence[Record]) -> list[float]:
+    return [
+        statistics.mean(row[METRIC] for scorer, row in record["test"].items() if scorer != "ensemble")
+        for record in records
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, and how many.
+
+    Examples:
+        >>> spread([]), spread([0.05]), spread([0.05, 0.06])
+        ('–', '.0500 (1)', '.0550 ± .0071 (2)')
+    """
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.4f}".lstrip("0")
+    sd = f" ± {statistics.stdev(values):.4f}".replace("± 0", "± ") if len(values) > 1 else ""
+    return f"{mean}{sd} ({len(values)})"
+
+
+def _table(table: Table, done: Done) -> list[str]:
+    lines = [
+        "| | members | ensemble (seeds) | over members | window | the paper |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.rows:
+        records = _records(row, done)
+        together, alone = _ensembles(records), _members_means(records)
+        several = row.runs[0].n > 1 and bool(records)
+        cells = [
+            row.label,
+            spread(alone).partition(" ")[0] if several else "",
+            spread(together),
+            f"{statistics.mean(together) / max(statistics.mean(alone), 1e-9) - 1:+.1%}" if several else "",
+            f"{statistics.mean(r['window'] for r in records):.4f}".lstrip("0") if records else "",
+            f"{row.published:.4f}".lstrip("0") if row.published is not None else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one row is better than another; ``members``: that the members are, each alone."""
+
+    text: str
+    table: str
+    better: str
+    worse: str
+    members: bool = False
+
+
+def claims(tables: Sequence[Table]) -> list[Claim]:
+    """The paper's claims, as far as these tables have the rows."""
+    four, labels = "table4", {(table.name, row.label) for table in tables for row in table.rows}
+    made = [
+        Claim("An ensemble without transfer beats one network", four, "(5) independent", "(6) one network"),
+        Claim("EMKD beats one network", four, "(1) EMKD (3)", "(6) one network"),
+        Claim("Transfer makes the ensemble better", four, "(1) EMKD (3)", "(5) independent"),
+        Claim("Transfer makes each member better", four, "(1) EMKD (3)", "(6) one network", members=True),
+        Claim("ICL matters", four, "(1) EMKD (3)", "(2) without ICL"),
+        Claim("CCL matters", four, "(1) EMKD (3)", "(3) without CCL"),
+        Claim("KD matters", four, "(1) EMKD (3)", "(4) without KD"),
+        Claim("AP matters", four, "(1) EMKD (3)", "(9) without AP"),
+        Claim("Three members beat two", four, "(1) EMKD (3)", "(7) EMKD (2)"),
+        Claim("Four members beat three", four, "(8) EMKD (4)", "(1) EMKD (3)"),
+        *[
+            Claim(f"Two independent {e} beat one", "table1", f"{e}, two", f"{e}, one")
+            for e in ("GRU4Rec", "Caser", "SASRec")
+        ],
+        *[
+            Claim(f"EMKD improves {e}", "figure4", f"{e}, EMKD (3)", f"{e}, one")
+            for e in ("GRU4Rec", "Caser", "SASRec", "BERT4Rec")
+        ],
+        Claim(
+            "Three networks beat one three times as wide", "controls", "three, independent", "one, three times as wide"
+        ),
+        Claim(
+            "Three networks beat one trained three times as long",
+            "controls",
+            "three, independent",
+            "one, three times as long",
+        ),
+    ]
+    return [c for c in made if (c.table, c.better) in labels and (c.table, c.worse) in labels]
+
+
+@cache
+def _gains(packed: tuple[str, ...]) -> Numbers:
+    """Each user's NDCG@10, mean over these scorers."""
+    return np.mean([ndcg(unpack(text)) for text in packed], axis=0)  # type: ignore[no-any-return]
+
+
+def _by_user(record: Record, *, members: bool) -> Numbers:
+    scorers = [s for s in record["ranks"] if (s != "ensemble") == members]
+    return _gains(tuple(record["ranks"][scorer] for scorer in scorers))
+
+
+def tested(claim: Claim, tables: Sequence[Table], done: Done) -> Test | None:
+    """The comparison over the seeds that both rows have; None where there are none."""
+    rows = {row.label: row for table in tables if table.name == claim.table for row in table.rows}
+    pairs = [
+        (done[a.key], done[b.key])
+        for a, b in zip(rows[claim.better].runs, rows[claim.worse].runs, strict=False)
+        if a.key in done and b.key in done
+    ]
+    if not pairs:
+        return None
+    first = np.stack([_by_user(a, members=claim.members) for a, _ in pairs])
+    second = np.stack([_by_user(b, members=claim.members) for _, b in pairs])
+    return paired_bootstrap(first, second)
+
+
+def verdict(test: Test | None) -> str:
+    """What the difference says of the claim.
+
+    Examples:
+        >>> verdict(None), verdict(Test(0.1, 0.0, 0.2, 0.5, 1, 1)), verdict(Test(-0.1, -0.2, -0.01, 0.02, 0, 1))
+        ('not run', 'not settled', 'does not hold')
+    """
+    if test is None:
+        return "not run"
+    if test.p >= LEVEL:
+        return "not settled"
+    return "holds" if test.difference > 0 else "does not hold"
+
+
+def _claims(tables: Sequence[Table], done: Done) -> list[str]:
+    lines = [
+        "| claim | difference (95 %) | p | seeds where it holds | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for claim in claims(tables):
+        test = tested(claim, tables, done)
+        cells = ["", "", ""]
+        if test is not None:
+            cells = [
+                f"{test.difference:+.4f} ({test.low:+.4f} … {test.high:+.4f})",
+                f"{test.p:.4f}",
+                f"{test.wins} of {test.seeds}",
+            ]
+        lines.append(f"| {' | '.join([claim.text, *cells, f'**{verdict(test)}**'])} |")
+    return [*lines, ""]
+
+
+# ------------------------------------------------------------------------------------------------- members, and cost
+
+
+def _members(tables: Sequence[Table], done: Done) -> list[str]:
+    """How members differ and what averaging gains, for the ensembles of Table 4."""
+    rows = [row for table in tables if table.name == "table4" for row in table.rows if row.runs[0].n > 1]
+    columns: dict[str, Callable[[Record], float]] = {
+        "overlap of top 10": lambda r: r["members"]["jaccard@10"],
+        "members' cross-entropy": lambda r: r["members"]["members_ce"],
+        "ensemble's": lambda r: r["members"]["ensemble_ce"],
+        "ambiguity": lambda r: r["members"]["ambiguity"],
+        **{f"mean {how}": lambda r, how=how: r["members"][f"NDCG@10 of mean {how}"] for how in AGGREGATES},  # type: ignore[misc]
+    }
+    lines = [
+        "### How members differ",
+        "",
+        "On test targets of 2,048 users. Members' mean cross-entropy is the ensemble's plus the ambiguity, exactly;",
+        "overlap is Jaccard's. The last three are NDCG@10 by what is averaged over members.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+    ]
+    for row in rows:
+        records = _records(row, done)
+        cells = [f"{statistics.mean(take(r) for r in records):.4f}" if records else "–" for take in columns.values()]
+        lines.append(f"| {' | '.join([row.label, *cells])} |")
+    return [*lines, ""] if rows else []
+
+
+COST = "### Cost"
+
+
+def _cost(tables: Sequence[Table], done: Done) -> list[str]:
+    lines = [COST, "", "| run | parameters | minutes of training | best epoch |", "|---|---|---|---|"]
+    seen: set[str] = set()
+    for table in tables:
+        for row in table.rows:
+            for run in row.runs[:1]:
+                if run.key in done and run.key not in seen:
+                    seen.add(run.key)
+                    record = done[run.key]
+                    minutes, epoch = sum(record["epoch_s"]) / 60, f"{record['best_epoch'] + 1} of {run.epochs}"
+                    name = f"{run.encoder}: {row.label}"
+                    lines.append(f"| {name} | {record['parameters'] / 1e6:.2f} M | {minutes:.1f} | {epoch} |")
+    return [*lines, ""]
+
+
+# -------------------------------------------------------------------------------------------------------------- plots
+
+
+def _save(name: str, folder: Path, draw: Callable[..., None], what: str) -> list[str]:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return []
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    draw(axes)
+    figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})  # the same file for the same numbers
+    plt.close(figure)
+    return [f"![{what}]({name}.png)", ""]
+
+
+def _plot(table: Table, done: Done, folder: Path) -> list[str]:
+    """Figure 3's and 4's points."""
+    points = {row.label: statistics.mean(_ensembles(found)) for row in table.rows if (found := _records(row, done))}
+    if table.name not in ("figure3", "figure4") or not points:
+        return []
+
+    def figure_3(axes: object) -> None:
+        axes.barh(list(points), list(points.values()))  # type: ignore[attr-defined]
+        axes.set(xlabel=f"test {METRIC}", xlim=(0.9 * min(points.values()), None))  # type: ignore[attr-defined]
+        axes.invert_yaxis()  # type: ignore[attr-defined]
+
+    def figure_4(axes: object) -> None:
+        for encoder in dict.fromkeys(row.runs[0].encoder for row in table.rows):
+            found = sorted(
+                (row.runs[0].n, points[row.label])
+                for row in table.rows
+                if row.runs[0].encoder == encoder and row.label in points
+            )
+            if found:
+                axes.plot(*zip(*found, strict=True), marker="o", label=encoder)  # type: ignore[attr-defined]
+        axes.set(xlabel="members", ylabel=f"test {METRIC}", xticks=[1, 2, 3, 4])  # type: ignore[attr-defined]
+        axes.legend()  # type: ignore[attr-defined]
+
+    draw = figure_3 if table.name == "figure3" else figure_4
+    return _save(f"{table.dataset}_{table.name}", folder, draw, table.title)
+
+
+def _curves(tables: Sequence[Table], done: Done, folder: Path) -> list[str]:
+    """Figure 5: validation over seconds of training, for one network, independent ones and EMKD."""
+    rows = [row for table in tables if table.name == "table4" for row in table.rows]
+    curves: dict[str, tuple[Run, Record]] = {
+        row.label: (row.runs[0], done[row.runs[0].key])
+        for row in rows
+        if row.label.startswith(("(1)", "(5)", "(6)")) and row.runs[0].key in done
+    }
+    if not curves:
+        return []
+
+    def draw(axes: object) -> None:
+        for label, (_, record) in curves.items():
+            axes.plot(np.cumsum(record["epoch_s"]), record["valid"], marker=".", label=label)  # type: ignore[attr-defined]
+        axes.set(xlabel="seconds of training", ylabel=f"validation {METRIC}")  # type: ignore[attr-defined]
+        axes.legend()  # type: ignore[attr-defined]
+
+    name = "Figure 5: accuracy over time"
+    return [f"### {name}", "", *_save(f"{tables[0].dataset}_figure5", folder, draw, name)]

@@ -1,0 +1,194 @@
+"""Which runs each table and figure of the paper needs, and those beyond it; the most telling first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.paper import published
+from benchmarks.paper.recipes import INDEPENDENT, Run, Scale, recipe
+
+TRANSFORMERS = ("SASRec", "BERT4Rec")
+AUTOREGRESSIVE = ("GRU4Rec", "Caser", "SASRec")
+FOUR = (*AUTOREGRESSIVE, "BERT4Rec")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what it shows, its run for each seed, and what the paper has there."""
+
+    label: str
+    runs: tuple[Run, ...]
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or a figure on one dataset."""
+
+    name: str  # for --only
+    title: str
+    dataset: str
+    rows: tuple[Row, ...]
+
+
+def base(scale: Scale) -> str:
+    """The encoder of Table 4, Figure 3 and the controls: the paper's; where that takes hours a run, a faster one."""
+    return "BERT4Rec" if scale == "paper" else "SASRec"
+
+
+class Study:
+    """The tables of one scale on one dataset."""
+
+    def __init__(self, scale: Scale, dataset: str) -> None:
+        self.scale, self.dataset, self.base = scale, dataset, base(scale)
+        self.main = {"smoke": 1, "cpu": 3 if dataset == "Beauty" else 1, "paper": 5}[scale]  # seeds
+
+    def run(self, encoder: str, n: int, seed: int = 0, **changes: Any) -> Run:
+        """A run by the recipe; one network has nobody to learn from, so what it cannot use does not name it."""
+        made = Run(self.dataset, encoder, n, seed, **{**recipe(self.scale, self.dataset, encoder), **changes})
+        if n == 1:
+            made = replace(made, ccl=0.0, kd=0.0)
+        return _plain(made)
+
+    def row(
+        self, label: str, encoder: str, n: int, *, paper: float | None = None, seeds: int | None = None, **changes: Any
+    ) -> Row:
+        count = self.main if seeds is None else seeds
+        return Row(label, tuple(self.run(encoder, n, seed, **changes) for seed in range(count)), paper)
+
+    def table_1(self) -> Table:
+        numbers, rows = published.TABLE_1.get(self.dataset, {}), []
+        for encoder in AUTOREGRESSIVE:
+            one, two = numbers.get(encoder, (None, None))
+            rows.append(self.row(f"{encoder}, one", encoder, 1, paper=one, seeds=1, **INDEPENDENT))
+            rows.append(self.row(f"{encoder}, two", encoder, 2, paper=two, seeds=1, **INDEPENDENT))
+        return Table("table1", "Table 1: one network, and two trained independently", self.dataset, tuple(rows))
+
+    def table_3(self) -> Table:
+        numbers = published.TABLE_3.get(self.dataset, {})
+        rows = [self.row(e, e, 1, paper=numbers.get(e), seeds=1, **INDEPENDENT) for e in FOUR]
+        rows.append(self.row("EMKD", self.base, 3, paper=numbers.get("EMKD")))
+        return Table("table3", "Table 3: four encoders, and EMKD", self.dataset, tuple(rows))
+
+    def table_4(self) -> Table:
+        numbers = published.TABLE_4.get(self.dataset, {})
+        five = 5 if self.main == 3 else self.main  # of the rows that the claim about transfer stands on
+        without: list[tuple[str, int, int, dict[str, Any]]] = [
+            ("(1) EMKD (3)", 3, five, {}),
+            ("(5) independent", 3, five, INDEPENDENT),
+            ("(6) one network", 1, self.main, INDEPENDENT),
+            ("(4) without KD", 3, self.main, {"kd": 0.0}),
+            ("(9) without AP", 3, self.main, {"ap": 0.0}),
+            ("(7) EMKD (2)", 2, self.main, {}),
+            ("(3) without CCL", 3, self.main, {"ccl": 0.0}),
+            ("(2) without ICL", 3, self.main, {"icl": 0.0}),
+            ("(8) EMKD (4)", 4, self.main, {}),
+        ]
+        kept = without[:3] if self.scale == "cpu" and self.dataset != "Beauty" else without
+        rows = [
+            self.row(label, self.base, n, paper=numbers.get(label), seeds=seeds, **changes)
+            for label, n, seeds, changes in kept
+        ]
+        return Table("table4", f"Table 4: what each part adds ({self.base})", self.dataset, tuple(rows))
+
+    def table_5(self) -> Table:
+        numbers = published.TABLE_5.get(self.dataset, {})
+        deep = TRANSFORMERS if self.scale == "paper" else (self.base,)
+        labels = [(f"{encoder}, {layers} layers", encoder, layers) for encoder in deep for layers in (2, 4, 6)]
+        rows = [
+            self.row(label, encoder, 1, paper=numbers.get(label), seeds=1, num_layers=layers, **INDEPENDENT)
+            for label, encoder, layers in labels
+        ]
+        rows += [self.row(f"EMKD ({n})", self.base, n, seeds=1) for n in (2, 3)]
+        return Table("table5", "Table 5: deeper single networks", self.dataset, tuple(rows))
+
+    def figure_3(self) -> Table:
+        usual = self.run(self.base, 3)
+        sweeps: dict[str, tuple[tuple[str, ...], Sequence[float]]] = {
+            "views": (("views",), (1, 2, 4) if self.scale != "paper" else (1, 2, 4, 8)),
+            "temperature": (("temperature", "kd_temperature"), (0.1, 0.3, 1.0, 3.0)),
+            "lambda": (("icl", "ccl"), (0.001, 0.01, 0.1)),
+            "mu": (("kd",), (0.001, 0.01, 0.1, 1.0)),
+            "d": (("d_model",), (32, 64, 128) if self.scale != "paper" else (64, 128, 256, 512)),
+        }
+        rows = [
+            Row(f"{name} = {value:g}", (_plain(replace(usual, **{f: value for f in fields})),))  # type: ignore[arg-type]
+            for name, (fields, values) in sweeps.items()
+            for value in values
+        ]
+        return Table("figure3", f"Figure 3: one setting at a time ({self.base})", self.dataset, tuple(rows))
+
+    def figure_4(self) -> Table:
+        rows = [
+            self.row(f"{encoder}, EMKD ({n})" if n > 1 else f"{encoder}, one", encoder, n, seeds=1, **changes)
+            for encoder in FOUR
+            for n in (1, 3, 2, 4)
+            for changes in [INDEPENDENT if n == 1 else {}]
+        ]
+        return Table("figure4", "Figure 4: EMKD on four encoders", self.dataset, tuple(rows))
+
+    def controls(self) -> Table:
+        usual = self.run(self.base, 1)
+        rows = [
+            self.row("one network", self.base, 1, **INDEPENDENT),
+            self.row("one, three times as wide", self.base, 1, seeds=1, d_model=3 * usual.d_model, **INDEPENDENT),
+            self.row("one, three times as long", self.base, 1, seeds=1, epochs=3 * usual.epochs, **INDEPENDENT),
+            self.row("three, independent", self.base, 3, **INDEPENDENT),
+        ]
+        return Table("controls", "As much computation, otherwise spent", self.dataset, tuple(rows))
+
+    def switches(self) -> Table:
+        changes: dict[str, dict[str, Any]] = {
+            "bfloat16, batches of similar length": {},
+            "float32": {"precision": "float32"},
+            "batches at random": {"bucket": False},
+            "negatives = 1024": {"negatives": 1024 if self.scale != "smoke" else 32},
+        }
+        rows = [self.row(label, self.base, 1, **INDEPENDENT, **change) for label, change in changes.items()]
+        return Table("switches", "What speed costs in accuracy: one network", self.dataset, tuple(rows))
+
+    def tables(self) -> list[Table]:
+        short = [self.table_4(), self.table_1()]
+        if self.scale == "cpu" and self.dataset != "Beauty":
+            return short
+        beyond = [self.controls(), self.switches()]
+        return [*short, self.figure_4(), self.table_3(), *beyond, self.figure_3(), self.table_5()]
+
+
+def _plain(run: Run) -> Run:
+    """Settings that nothing reads go back to their defaults, so that equal runs have equal keys."""
+    default = Run(run.dataset, run.encoder)
+    if not run.icl and not run.ccl:
+        run = replace(run, temperature=default.temperature)
+    if not run.kd:
+        run = replace(run, kd_temperature=default.kd_temperature)
+    if not (run.icl or run.ccl or run.kd):
+        run = replace(run, transfer_from=0.0, transfer_full=0.0)
+    return run
+
+
+def study(scale: Scale, datasets: Sequence[str], only: Sequence[str] = ()) -> list[Table]:
+    """The tables of a scale, those of the first dataset first."""
+    made = [table for dataset in datasets for table in Study(scale, dataset).tables()]
+    return [table for table in made if not only or table.name in only]
+
+
+# The most telling first; a table's next seed comes two places later.
+ORDER = ("table4", "table1", "", "", "figure4", "table3", "controls", "switches", "figure3", "table5")
+
+
+def runs(tables: Sequence[Table]) -> Iterator[Run]:
+    """Their runs, each once, the most telling first."""
+    found = [
+        (ORDER.index(table.name) + 2 * seed, run)
+        for table in tables
+        for row in table.rows
+        for seed, run in enumerate(row.runs)
+    ]
+    seen: set[str] = set()
+    for _, run in sorted(found, key=lambda pair: pair[0]):
+        if run.key not in seen:
+            seen.add(run.key)
+            yield run

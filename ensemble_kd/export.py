@@ -1,0 +1,112 @@
+"""Graphs for other engines: ``torch.export`` programs and ONNX, of the whole ensemble or of one member.
+
+A graph cannot hold a vmapped call, so ``Scorer`` is the ensemble as plain modules: what ``model(item_ids)`` gives in
+evaluation mode. ONNX needs onnx and onnxscript (the extra ``export``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd.checkpoints import replacing
+from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.errors import EnsembleKDError
+
+EXAMPLE = (2, 3)  # of batch and length: neither 0 nor 1, which exporters take for constants
+
+
+class Scorer(nn.Module):
+    """The ensemble as plain modules, in evaluation mode: item_ids (b, l) int64 -> scores (b, num_items + 1).
+
+    Column 0, padding, is -inf. Inputs are padded on the left to the length that the encoder reads, or cut to the newest
+    items. ``k``: (scores, items) of the k best instead, both (b, k), seen items not left out.
+
+    Examples:
+        >>> from ensemble_kd.encoders import SASRec
+        >>> model = EnsembleKD(lambda: SASRec(9, d_model=4, max_len=5), n=2).eval()
+        >>> ids = torch.tensor([[0, 1, 2]])
+        >>> torch.allclose(Scorer(model)(ids), model(ids), atol=1e-6)
+        True
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, model: EnsembleKD, k: int | None = None) -> None:
+        super().__init__()
+        model.ranks.require_all_members("export")
+        self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
+        weight, bias = model.classifier_weights()
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", bias.detach().mean(0))
+        self.objective, self.mask_token, self.newest_only = model.objective, model.mask_token, model.newest_only
+        self.k = k
+        self.columns = None if model.max_len is None else model.max_len - (_query_columns(model) - 1)
+        self.eval()
+
+    def forward(self, item_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Score the next item."""
+        if self.columns is not None:
+            # One length for all inputs: a graph for any length would hold guards that its longest input breaks.
+            room = item_ids.new_zeros(item_ids.shape[0], self.columns)
+            item_ids = torch.cat([room, item_ids], dim=1)[:, -self.columns :]
+        query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=None)
+        scores = self.bias.expand(item_ids.shape[0], -1)
+        for member, weight in zip(self.members, self.weight, strict=True):
+            out = member(query)
+            newest = out if self.newest_only else out[:, -1]
+            scores = scores + newest.to(weight.dtype) @ weight.T / len(self.members)
+        scores = nn.functional.pad(scores, (1, 0), value=-torch.inf)
+        return scores if self.k is None else tuple(scores.topk(self.k))  # type: ignore[return-value]
+
+
+def _query_columns(model: EnsembleKD) -> int:
+    """Columns of the query of one item: 2 where the objective appends a [mask]."""
+    return model.objective.query(torch.ones(1, 1, dtype=torch.long), mask_token=1, max_len=None).shape[1]
+
+
+def to_program(model: EnsembleKD, *, k: int | None = None) -> torch.export.ExportedProgram:
+    """The ensemble through ``torch.export``, for any batch and any length.
+
+    Pass ``model.member(i)`` for one network. ``torch.export.save`` and ``load`` keep it without this library.
+
+    Raises:
+        EnsembleKDError: an encoder that torch.export cannot trace; the text says why.
+
+    Examples:
+        >>> from ensemble_kd.encoders import SASRec
+        >>> model = EnsembleKD(lambda: SASRec(9, d_model=4, max_len=5), n=2).eval()
+        >>> ids = torch.tensor([[0, 1, 2, 4], [1, 2, 3, 4], [5, 6, 7, 8]])
+        >>> torch.allclose(to_program(model).module()(ids), model(ids), atol=1e-6)
+        True
+    """
+    example = torch.ones(EXAMPLE, dtype=torch.long, device=model.device)
+    shapes = ({0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1)},)
+    try:
+        with warnings.catch_warnings():
+            # cuDNN's view of a GRU's weights, made anew in every call; the graph reads the parameters themselves.
+            warnings.filterwarnings("ignore", message=".*_flat_weights.* assigned during export", category=UserWarning)
+            return torch.export.export(Scorer(model, k), (example,), dynamic_shapes=shapes)
+    except Exception as error:  # torch raises many kinds for what it cannot trace
+        fix = "torch.export needs an encoder without branches on values; its text above names the line."
+        told = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise EnsembleKDError("export", "an encoder that torch.export can trace", told, fix) from error
+
+
+def to_onnx(model: EnsembleKD, path: str | PathLike[str], *, k: int | None = None) -> Path:
+    """Write the ensemble as an ONNX file: input ``item_ids``, output ``scores``, or ``scores`` and ``items`` with k.
+
+    Raises:
+        EnsembleKDError: as ``to_program``.
+    """
+    outputs = ["scores"] if k is None else ["scores", "items"]
+    program = torch.onnx.export(to_program(model, k=k), input_names=["item_ids"], output_names=outputs, dynamo=True)
+    assert program is not None
+    with replacing(Path(path)) as file:
+        file.write(program.model_proto.SerializeToString())
+    return Path(path)

@@ -1,0 +1,201 @@
+"""Distillation: the fused loss against float64 loops, and a student that ends near its teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ensemble_kd import AP, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd.data import synthetic
+from ensemble_kd.distillation import distill
+from ensemble_kd.encoders import BERT4Rec, GRU4Rec, SASRec
+from ensemble_kd.fused_distillation import distillation_losses
+
+DATA = synthetic(num_users=120, num_items=90)
+
+
+def drawn(t: int, d: int, e: int, v: int, seed: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    targets = torch.randint(v, (t,), generator=g)
+    return {
+        "hidden": normal(t, d), "weight": normal(v, d), "bias": normal(v),
+        "queries": normal(t, e), "keys": normal(v, e), "key_bias": normal(v), "targets": targets,
+    }  # fmt: skip
+
+
+def softmax(scores: list[float]) -> list[float]:
+    total = sum(math.exp(s) for s in scores)
+    return [math.exp(s) / total for s in scores]
+
+
+def by_loops(parts: dict[str, Tensor], tau: float, valid: Tensor) -> tuple[float, float, float]:
+    """Cross-entropies of student and teacher and both KLs, one target and one item at a time."""
+    ce, teacher_ce, kl = 0.0, 0.0, 0.0
+    count = int(valid.sum())
+    for i in valid.nonzero()[:, 0].tolist():
+        student = [float(parts["hidden"][i] @ w + b) for w, b in zip(parts["weight"], parts["bias"], strict=True)]
+        teacher = [float(parts["queries"][i] @ w + b) for w, b in zip(parts["keys"], parts["key_bias"], strict=True)]
+        at = int(parts["targets"][i])
+        ce -= math.log(softmax(student)[at]) / count
+        teacher_ce -= math.log(softmax(teacher)[at]) / count
+        p, q = softmax([s / tau for s in teacher]), softmax([s / tau for s in student])
+        kl += sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(p, q, strict=True)) / count
+    return ce, teacher_ce, kl
+
+
+@given(
+    t=st.integers(1, 7), d=st.integers(1, 3), e=st.integers(1, 5), v=st.integers(2, 9), seed=st.integers(0, 99),
+    tau=st.sampled_from([0.3, 1.0, 4.0]), tile_rows=st.sampled_from([None, 1, 3]), squared=st.booleans(),
+)  # fmt: skip
+def test_values_are_those_of_loops(
+    t: int, d: int, e: int, v: int, seed: int, tau: float, tile_rows: int | None, squared: bool
+) -> None:
+    parts = drawn(t, d, e, v, seed)
+    valid = torch.arange(t) % 3 != 1
+    found = distillation_losses(
+        **parts, valid=valid, ce_weight=0.7, kd_weight=0.4, temperature=tau, tile_rows=tile_rows,
+        scale_by_temperature_squared=squared,
+    )  # fmt: skip
+    ce, teacher_ce, kl = by_loops(parts, tau, valid)
+    kl *= tau**2 if squared else 1
+    torch.testing.assert_close(found.cross_entropy.tolist(), [ce, teacher_ce], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.kd.item(), kl, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(found.total.item(), 0.7 * ce + 0.4 * kl, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("tau", [0.5, 2.0])
+def test_gradients_are_those_of_the_teachers_kl(tau: float, compiled: bool) -> None:
+    """autograd through KL(teacher || student) alone, of logits that are all there."""
+    parts = drawn(11, 3, 6, 8, seed=4)
+    leaves = {name: parts[name].requires_grad_() for name in ("hidden", "weight", "bias")}
+    valid = torch.arange(11) != 5
+    found = distillation_losses(
+        **parts, valid=valid, ce_weight=2.0, kd_weight=0.3, temperature=tau, tile_rows=4, compiled=compiled
+    )
+    got = torch.autograd.grad(3 * found.total, tuple(leaves.values()))
+
+    student = (parts["hidden"] @ parts["weight"].T + parts["bias"])[valid]
+    teacher = (parts["queries"] @ parts["keys"].T + parts["key_bias"])[valid]
+    ce = torch.nn.functional.cross_entropy(student, parts["targets"][valid])
+    p = (teacher / tau).softmax(-1)
+    kl = (p * (p.log() - (student / tau).log_softmax(-1))).sum(-1).mean()
+    expected = torch.autograd.grad(3 * (2.0 * ce + 0.3 * kl), tuple(leaves.values()))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_invalid_rows_may_hold_anything() -> None:
+    parts = drawn(4, 2, 3, 5, seed=0)
+    valid = torch.tensor([True, False, True, True])
+    clean = distillation_losses(**parts, valid=valid)
+    for name in ("hidden", "queries"):
+        parts[name][1] = math.nan
+    assert torch.equal(distillation_losses(**parts, valid=valid).total, clean.total)
+
+
+def test_bfloat16_products_stay_near() -> None:
+    parts = {name: x.float() if x.is_floating_point() else x for name, x in drawn(40, 16, 24, 300, 1).items()}
+    exact = distillation_losses(**parts)
+    near = distillation_losses(**parts, product_dtype=torch.bfloat16)
+    torch.testing.assert_close(near.total, exact.total, rtol=0.02, atol=0)
+
+
+def test_shapes_that_do_not_fit_and_second_derivatives() -> None:
+    parts = drawn(4, 2, 3, 5, seed=0)
+    with pytest.raises(EnsembleKDError, match=r"distillation_losses: expected keys \(5, 3\) .* got \(4, 3\)"):
+        distillation_losses(**(parts | {"keys": parts["keys"][:4]}))
+    found = distillation_losses(**(parts | {"hidden": parts["hidden"].requires_grad_()}))
+    with pytest.raises(EnsembleKDError, match="create_graph=True"):
+        torch.autograd.grad(found.total, parts["hidden"], create_graph=True)
+
+
+def test_a_teacher_that_is_the_student_teaches_nothing() -> None:
+    parts = drawn(6, 3, 3, 7, seed=2)
+    for own, its in (("hidden", "queries"), ("weight", "keys"), ("bias", "key_bias")):
+        parts[its] = parts[own].clone()
+        parts[own].requires_grad_()
+    found = distillation_losses(**parts, ce_weight=0.0, kd_weight=5.0, temperature=0.7)
+    assert abs(found.kd.item()) < 1e-12
+    for grad in torch.autograd.grad(found.total, (parts["hidden"], parts["weight"], parts["bias"])):
+        assert grad.abs().max() < 1e-12
+
+
+@pytest.fixture(scope="module")
+def teacher() -> EnsembleKD:
+    return EnsembleKD(lambda: SASRec(90, d_model=8, max_len=10, dropout=0.3), n=3, item_attributes=DATA.item_attributes)
+
+
+def test_a_student_comes_to_say_what_its_teacher_says(teacher: EnsembleKD) -> None:
+    """With nothing but a strong teacher, whose answers are sharp, the student's answers approach them."""
+    with torch.no_grad():
+        assert teacher.item_classifier.weight is not None
+        teacher.item_classifier.weight.mul_(30)
+    ids = DATA.inputs("train", 10)
+
+    @torch.no_grad()
+    def apart(model: EnsembleKD) -> float:
+        p = teacher.eval()(ids)[:, 1:].log_softmax(-1)
+        q = model.eval()(ids)[:, 1:].log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1).mean().item()
+
+    options: dict[str, Any] = {"epochs": 40, "lr": 2e-2, "window_step": 4, "batch_size": 64, "progress": False}
+    before = {name: p.clone() for name, p in teacher.state_dict().items()}
+    found = distill(
+        teacher,
+        lambda: SASRec(90, d_model=16, max_len=10, dropout=0.0),
+        DATA,
+        losses=50.0 * KD(temperature=1.0),
+        **options,
+    )
+    untaught = EnsembleKD(lambda: SASRec(90, d_model=16, max_len=10, dropout=0.0), 1)
+    assert apart(found.student) < 0.5 * apart(untaught)
+    assert all(torch.equal(p, before[name]) for name, p in teacher.state_dict().items())
+
+
+def test_a_student_is_an_ordinary_network(teacher: EnsembleKD) -> None:
+    options: dict[str, Any] = {"epochs": 1, "window_step": 8, "progress": False}
+    found = distill(teacher, lambda: GRU4Rec(90, d_model=8, max_len=10), DATA, precision="bfloat16", **options)
+    student = found.student
+    assert type(student) is EnsembleKD
+    assert repr(student.losses) == "AP()"
+    assert list(student.loss(DATA.inputs("train", 10)).terms) == ["nip", "ap"]
+    assert {"nip", "ap", "kd"} == found.result.history[0]["train"].keys()
+    again = EnsembleKD(lambda: GRU4Rec(90, d_model=8, max_len=10), 1, item_attributes=DATA.item_attributes)
+    again.load_state_dict(student.state_dict())
+    ids = DATA.inputs("test", 10)
+    torch.testing.assert_close(again.eval()(ids), student.eval()(ids))
+
+
+def test_masked_items_and_sampled_teachers() -> None:
+    options: dict[str, Any] = {"epochs": 1, "window_step": 8, "progress": False}
+    masked = EnsembleKD(lambda: BERT4Rec(90, d_model=8, max_len=10), 2, objective=MaskedItem(views=2))
+    found = distill(masked, lambda: BERT4Rec(90, d_model=4, max_len=10), DATA, **options)
+    assert found.student.objective == MaskedItem(views=2)
+    sampled = EnsembleKD(lambda: SASRec(90, d_model=8, max_len=10), 2, objective=NextItem(negatives=20))
+    assert distill(sampled, lambda: SASRec(90, d_model=4, max_len=10), DATA, **options).student.objective == NextItem()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": AP()}, "distill: expected losses with KD"),
+        ({"losses": KD() + ICL()}, "distill: expected losses with KD"),
+        ({"objective": NextItem(negatives=5)}, "distill: expected an objective over all items"),
+        ({"data": synthetic(num_users=30, num_items=100)}, "distill: expected data of 90 items, got 100"),
+    ],
+)
+def test_errors(changes: dict[str, Any], message: str, teacher: EnsembleKD) -> None:
+    arguments: dict[str, Any] = {"data": DATA, "epochs": 1, "progress": False} | changes
+    with pytest.raises(EnsembleKDError, match=message):
+        distill(teacher, lambda: SASRec(90, d_model=4, max_len=10), **arguments)
