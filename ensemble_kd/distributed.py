@@ -143,6 +143,16 @@ class Ranks:
         first = 0 if self.member is None else self.member.rank() * each
         return range(first, first + each)
 
+    def require_all_members(self, where: str) -> None:
+        """Refuse what needs every member in one process.
+
+        Raises:
+            EnsembleKDError: other processes hold some.
+        """
+        if self.member is not None:
+            fix = "Load the run's best.pt into a model without a mesh, in one process."
+            raise EnsembleKDError(where, "a model with all its members here", "members in other processes", fix)
+
     @property
     def size(self) -> int:
         """How many processes there are."""

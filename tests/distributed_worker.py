@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, checkpoints, fit
 from ensemble_kd.data import MappedSequences, synthetic, write_sequences
 from ensemble_kd.data_parallel import SpreadLoss
+from ensemble_kd.distillation import distill
 from ensemble_kd.distributed import Ranks
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
@@ -37,6 +38,7 @@ LOSSES: dict[str, Any] = {
 }
 OBJECTIVES: dict[str, Any] = {
     "next": NextItem(views=2),
+    "tied": NextItem(),  # whose look-ups' sparse gradients end in a dense one
     "masked": MaskedItem(mask_ratio=1.0, views=2),
     "sampled": NextItem(views=2, negatives=V),  # all of them, so that nothing is left to chance
 }
@@ -44,6 +46,7 @@ MESHES = {2: {"data": (2, 1), "member": (1, 2)}, 4: {"data": (4, 1), "member": (
 CASES = [
     *(("next", losses) for losses in LOSSES),
     *(("masked", losses) for losses in LOSSES),
+    ("tied", "all"),
     *(("sampled", losses) for losses in ("items", "kd", "all")),
 ]
 
@@ -61,7 +64,7 @@ def build(objective: str, losses: str, **options: Any) -> EnsembleKD:
         objective=OBJECTIVES[objective],
         losses=LOSSES[losses],
         item_attributes=Attributes(),
-        classifier="tied" if objective == "sampled" else "linear",
+        classifier="tied" if objective in ("tied", "sampled") else "linear",
         seed=3,
         **options,
     )
@@ -105,6 +108,11 @@ def gradients(mesh: DeviceMesh, objective: str, losses: str) -> float:
     return max([*errors, *(worst(p.grad, q.grad if q.grad is None else q.grad.to_dense()[own]) for p, q in pairs)])
 
 
+def late(epoch: float, _: int) -> float:
+    """A transfer schedule: the terms of a step change during a run."""
+    return min(1.0, max(0.0, 2 * epoch - 1))
+
+
 def trained(
     negatives: int | None, ranks: bool, mesh: DeviceMesh | None = None, **options: Any
 ) -> tuple[EnsembleKD, Any]:
@@ -115,7 +123,14 @@ def trained(
         item_attributes=DATA.item_attributes,
         mesh=mesh,
     )
-    settings: dict[str, Any] = {"epochs": 2, "batch_size": 6, "lr": 1e-2, "progress": False, "window_step": 3}
+    settings: dict[str, Any] = {
+        "transfer": late,
+        "epochs": 2,
+        "batch_size": 6,
+        "lr": 1e-2,
+        "progress": False,
+        "window_step": 3,
+    }
     settings |= options
     if ranks:
         return model, fit(model, DATA, **settings)
@@ -221,6 +236,7 @@ def refusing() -> float:
             (model.ranks.rank + 1) % model.ranks.size * N // model.ranks.size
         ),
         lambda: EnsembleKD(encoder, mesh=unnamed),
+        lambda: distill(EnsembleKD(encoder, N, mesh=members), encoder, DATA),
     ):
         try:
             run()
@@ -231,6 +247,7 @@ def refusing() -> float:
     assert f"n in multiples of {model.ranks.size}, got 3" in texts[2]
     assert "held here" in texts[3]
     assert "dimensions named 'data', 'member' or both" in texts[4]
+    assert "a model with all its members here" in texts[5]
     return 0.0
 
 
@@ -244,9 +261,9 @@ def cases(world: int, folder: Path) -> Iterator[tuple[str, Callable[[], float]]]
         for objective, losses in CASES:
             yield f"{name}, {objective}, {losses}", partial(gradients, mesh, objective, losses)  # type: ignore[arg-type]
         yield f"{name}, answers", partial(answering, mesh)  # type: ignore[arg-type]
-        if member > 1:
+        if member == 2:
             yield f"{name}, fit", partial(fitting_on, mesh, folder / name)  # type: ignore[arg-type]
-    for negatives in (None, 80):
+    for negatives in (None, 80) if world == 2 else (80,):
         yield f"fit, negatives={negatives}", partial(fitting, negatives, folder)
     yield "stream", partial(streaming, folder)
     yield "refusals", refusing
