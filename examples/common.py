@@ -121,12 +121,8 @@ def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> No
     data = sequences(args)
     model = ensemble(args, data, encoder, objective)
     started = time.monotonic()
-<<<<<<< HEAD
-    result = fit(model, data, **fit_options(args, objective), output_dir=args.output, resume=args.resume or restarted())
-=======
     options = fit_options(args, objective)
     result = fit(model, data, **options, output_dir=args.output, resume=args.resume or restarted())
->>>>>>> distributed
     minutes = (time.monotonic() - started) / 60
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
     if model.ranks.is_first:
