@@ -86,9 +86,6 @@ def distill(
             fix = "Leave negatives out: the student learns from the teacher's whole distribution."
             raise EnsembleKDError("distill", "an objective over all items", repr(objective), fix)
         chosen = replace(chosen, negatives=None)
-    if ensemble.ranks.member_size > 1:
-        fix = "Load the ensemble whole: a teacher answers with all its members."
-        raise EnsembleKDError("distill", "an ensemble in one process", f"{ensemble.ranks}", fix)
     if data.num_items != ensemble.num_items:
         fix = "Distil on the data that the ensemble knows."
         raise EnsembleKDError("distill", f"data of {ensemble.num_items} items", data.num_items, fix)
