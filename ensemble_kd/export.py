@@ -105,7 +105,10 @@ def to_onnx(model: EnsembleKD, path: str | PathLike[str], *, k: int | None = Non
         EnsembleKDError: as ``to_program``.
     """
     outputs = ["scores"] if k is None else ["scores", "items"]
-    program = torch.onnx.export(to_program(model, k=k), input_names=["item_ids"], output_names=outputs, dynamo=True)
+    exported = to_program(model, k=k)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of its own parts; what it cannot do it raises
+        program = torch.onnx.export(exported, input_names=["item_ids"], output_names=outputs, dynamo=True)
     assert program is not None
     with replacing(Path(path)) as file:
         file.write(program.model_proto.SerializeToString())

@@ -61,9 +61,6 @@ def test_programs_of_torch_export(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)  # the exporter's
 def test_onnx_runtime_agrees(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
