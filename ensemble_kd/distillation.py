@@ -1,4 +1,4 @@
-"""``distill``: one network that learns from a trained ensemble, so that serving costs one network."""
+"""``distill``: a network that learns from a trained ensemble, so that serving costs one network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ensemble_kd.training import FitResult, fit
 class Distilled(NamedTuple):
     """What ``distill`` returns."""
 
-    student: EnsembleKD  # of one network, with the weights of its best epoch
+    student: EnsembleKD  # of one network, or of n, with the weights of the best epoch
     result: FitResult
 
 
@@ -33,13 +33,14 @@ def distill(
     student_fn: Callable[[], nn.Module],
     data: SequenceData,
     *,
+    n: int = 1,
     losses: Loss | None = None,
     objective: Objective | None = None,
     classifier: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Distilled:
-    """Train one network on the targets and on the distribution that the ensemble gives for each of them.
+    """Train a network on the targets and on the distribution that the ensemble gives for each of them.
 
     The teacher is the ensemble's mean of logits (Eq. 20), in evaluation mode, on the very inputs that the student
     reads; its gradient is that of KD (Eqs. 16–18) with one teacher, computed by tiles like the ensemble's own.
@@ -49,6 +50,7 @@ def distill(
         student_fn: ``() -> nn.Module``, an encoder as for ``EnsembleKD``, of any kind and width that reads what the
             members read.
         data: what the student learns from, usually what the ensemble did.
+        n: how many students; several, each with weights and dropout of its own, make an ensemble of better members.
         losses: ``KD`` with its weight and temperature, and ``AP`` where wanted. Default: ``KD(temperature=1.0)``, and
             AP as the ensemble has it.
         objective: default: the ensemble's, over all items.
@@ -91,7 +93,7 @@ def distill(
         raise EnsembleKDError("distill", f"data of {ensemble.num_items} items", data.num_items, fix)
     student = _Student(
         student_fn,
-        1,
+        n,
         num_items=ensemble.num_items,
         objective=chosen,
         losses=losses,
@@ -105,7 +107,7 @@ def distill(
 
 
 class _Student(EnsembleKD):
-    """An ensemble of one whose KD has a teacher outside of it."""
+    """Networks whose KD has a teacher outside of them."""
 
     def learn_from(self, teacher: EnsembleKD) -> None:
         # Past nn.Module's registry: the teacher's weights are neither trained nor saved with the student.
@@ -135,25 +137,32 @@ class _Student(EnsembleKD):
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=product_dtype == torch.bfloat16):
             queries = self._teach(draw, draw.positions)
         keys, key_bias = self.__dict__["_keys"]
-        found = distillation_losses(
-            hidden[0].to(weight.dtype),
-            weight[0],
-            bias[0],
-            queries.to(weight.dtype),
-            keys.to(weight.dtype),
-            key_bias.to(weight.dtype),
-            draw.targets - 1,
-            valid=draw.valid,
-            ce_weight=float(m),  # every view has equally many targets, so a sum over views of means is m times the mean
-            kd_weight=kd_weight * m,
-            temperature=kd.temperature,
-            scale_by_temperature_squared=kd.scale_by_temperature_squared,
-            product_dtype=product_dtype,
-        )
-        return ItemLosses(found.total, found.cross_entropy[:1], found.kd)
+        found = [
+            distillation_losses(
+                one.to(weight.dtype),
+                weight[i],
+                bias[i],
+                queries.to(weight.dtype),
+                keys.to(weight.dtype),
+                key_bias.to(weight.dtype),
+                draw.targets - 1,
+                valid=draw.valid,
+                ce_weight=float(
+                    m
+                ),  # every view has equally many targets: a sum over views of means is m times the mean
+                kd_weight=kd_weight * m,
+                temperature=kd.temperature,
+                scale_by_temperature_squared=kd.scale_by_temperature_squared,
+                product_dtype=product_dtype,
+            )
+            for i, one in enumerate(hidden)
+        ]
+        own = torch.stack([losses.cross_entropy[0] for losses in found])
+        total = torch.stack([losses.total for losses in found]).sum()
+        return ItemLosses(total, own, torch.stack([losses.kd for losses in found]).sum())
 
     def alone(self) -> EnsembleKD:
-        """The same network without a teacher, an ordinary ensemble of one."""
+        """The same networks without a teacher, an ordinary ensemble."""
         plain = EnsembleKD.__new__(EnsembleKD)
         plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_teacher", "_keys")})
         own = terms_by_name(self.losses).get("ap")

@@ -177,6 +177,22 @@ def test_a_student_is_an_ordinary_network(teacher: EnsembleKD) -> None:
     torch.testing.assert_close(again.eval()(ids), student.eval()(ids))
 
 
+def test_several_students_are_an_ensemble(teacher: EnsembleKD) -> None:
+    """Each learns as it would alone: member 0 of three, without dropout, is the student that is alone."""
+    options: dict[str, Any] = {"epochs": 1, "window_step": 8, "progress": False}
+
+    def encoder() -> SASRec:
+        return SASRec(90, d_model=8, max_len=10, dropout=0.0)
+
+    three = distill(teacher, encoder, DATA, n=3, **options)
+    one = distill(teacher, encoder, DATA, **options)
+    assert len(three.student) == 3
+    ids = DATA.inputs("test", 10)
+    torch.testing.assert_close(
+        three.student.eval().member_scores(ids)[0], one.student.eval()(ids), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_masked_items_and_sampled_teachers() -> None:
     options: dict[str, Any] = {"epochs": 1, "window_step": 8, "progress": False}
     masked = EnsembleKD(lambda: BERT4Rec(90, d_model=8, max_len=10), 2, objective=MaskedItem(views=2))
