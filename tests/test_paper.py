@@ -201,6 +201,10 @@ def test_diagnoses_agree_with_the_librarys_evaluation() -> None:
 
 def test_verdicts_and_estimates(tmp_path: Path) -> None:
     assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 3, 3)) == "holds"
+    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 2, 2)) == "not settled, 2 seeds"
+    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 4, 5)) == "holds"
+    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 3, 5)) == "not settled"
+    assert report.verdict(Test(-0.1, -0.2, -0.05, 0.01, 2, 5)) == "not settled"
     run = Run("Beauty", "SASRec")
     assert command.remaining_s([run], {}) is None
     store.append(tmp_path / "r.jsonl", run, {"wall_s": 30.0})

@@ -18,6 +18,7 @@ from benchmarks.paper.tables import Row, Table
 Done = Mapping[str, Record]
 METRIC = "NDCG@10"
 LEVEL = 0.05
+SEEDS, AGREEING = 3, 0.8  # that a verdict needs, and the share of them that has to say the same
 
 
 def write(folder: Path, scale: str, tables: Sequence[Table], done: Done) -> Path:
@@ -190,13 +191,20 @@ def tested(claim: Claim, tables: Sequence[Table], done: Done) -> Test | None:
 def verdict(test: Test | None) -> str:
     """What the difference says of the claim.
 
+    Drawing users anew says nothing of other seeds: fewer than three settle nothing, and four of five must agree.
+
     Examples:
-        >>> verdict(None), verdict(Test(0.1, 0.0, 0.2, 0.5, 1, 1)), verdict(Test(-0.1, -0.2, -0.01, 0.02, 0, 1))
+        >>> verdict(None), verdict(Test(0.1, 0.0, 0.2, 0.5, 3, 3)), verdict(Test(-0.1, -0.2, -0.01, 0.02, 0, 3))
         ('not run', 'not settled', 'does not hold')
+        >>> verdict(Test(0.1, 0.05, 0.2, 0.01, 1, 1))
+        'not settled, 1 seed'
     """
     if test is None:
         return "not run"
-    if test.p >= LEVEL:
+    if test.seeds < SEEDS:
+        return f"not settled, {test.seeds} seed{'s' * (test.seeds > 1)}"
+    agreeing = test.wins if test.difference > 0 else test.seeds - test.wins
+    if test.p >= LEVEL or agreeing < AGREEING * test.seeds:
         return "not settled"
     return "holds" if test.difference > 0 else "does not hold"
 
