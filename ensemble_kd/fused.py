@@ -298,14 +298,9 @@ def _walk(
     offsets = None if bias is None else bias.detach().to(dtype)
 
     row_bytes = n * v * inputs.element_size()
-    # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
-    enough = min(_ROWS, _ROWS_BYTES // row_bytes)
-    rows = plan.tile_rows or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes)
-    rows = min(t, rows)
-    rows = -(-t // -(-t // rows))  # as many tiles, of even height
+    rows = rows_per_tile(plan, t, row_bytes, device)
     function = tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type))
-    # Eager mode passes over its planes many times: a chunk of rows at a time they stay in the cache.
-    chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" and function is eager_tile else rows
+    chunk = rows_per_chunk(rows, v, device, function)
     tile = torch.empty(n * rows * v, dtype=product, device=device)
     # Filled on the device: copying them there would wait for it.
     scalars = (plan.ce_weight, plan.kd_weight / plan.temperature)
@@ -349,6 +344,20 @@ def _walk(
     total = plan.ce_weight * cross_entropy.sum() + plan.kd_weight * kd_mean
     grads = (_cast(d_hidden, hidden, gain), _cast(d_weight, weight, gain), _cast(d_bias, bias, gain))
     return total, cross_entropy, kd_mean, grads
+
+
+def rows_per_tile(plan: Plan, t: int, row_bytes: int, device: torch.device) -> int:
+    """Target rows of a tile, where one takes so many bytes for all members; tiles are of even height."""
+    # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
+    enough = min(_ROWS, _ROWS_BYTES // row_bytes)
+    rows = min(t, plan.tile_rows or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes))
+    return -(-t // -(-t // rows))
+
+
+def rows_per_chunk(rows: int, v: int, device: torch.device, function: _TileFn) -> int:
+    """Rows that the pointwise part takes at a time: eager planes, passed over many times, are to stay in the cache."""
+    is_eager = device.type == "cpu" and function is eager_tile
+    return max(1, min(rows, _CHUNK_BYTES // (v * 4))) if is_eager else rows
 
 
 def _cast(grad: Tensor | None, like: Tensor | None, gain: float) -> Tensor | None:

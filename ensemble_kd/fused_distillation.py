@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, Plan, eager_tile, run_tile, tile_function
+from ensemble_kd.fused import ItemLosses, Plan, rows_per_chunk, rows_per_tile, run_tile, tile_function
 
 _WHERE = "distillation_losses"
-_TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (2, rows, v)
-_ROWS = 32  # a tile has at least this many rows: the weights' gradient passes through memory once a tile
-_CHUNK_BYTES = 1 << 20  # of one float32 scratch plane in eager mode
 
 
 def distillation_losses(
@@ -143,10 +140,9 @@ def _walk(
     inputs = [x.detach().to(product) for x in (hidden, queries)]
     classifiers = [x.detach().to(product) for x in (weight, keys)]
     offsets = torch.stack([bias.detach(), key_bias.detach()]).to(dtype)
-    rows = plan.tile_rows or max(_ROWS, _TILE_BYTES.get(device.type, 384 << 20) // (2 * v * inputs[0].element_size()))
-    rows = -(-t // -(-t // min(t, rows)))  # as many tiles, of even height
+    rows = rows_per_tile(plan, t, 2 * v * inputs[0].element_size(), device)
     function = tile_function(plan, 2 * t * v, (2, v, dtype, product, False, device.type, "distillation"))
-    chunk = max(1, min(rows, _CHUNK_BYTES // (v * 4))) if device.type == "cpu" and function is eager_tile else rows
+    chunk = rows_per_chunk(rows, v, device, function)
     tile = torch.empty(2 * rows * v, dtype=product, device=device)
     scalars = (plan.ce_weight, plan.kd_weight / plan.temperature)
     weights = torch.stack([torch.full((), scalar, dtype=dtype, device=device) for scalar in scalars])
