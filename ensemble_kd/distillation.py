@@ -129,8 +129,10 @@ class _Student(EnsembleKD):
         flat = rearrange(states, "n b l d -> n (b l) d") if states.ndim == 4 else states
         return query_vectors(flat.index_select(1, at))[:, :-1]
 
-    def _item_losses(self, draw: Draw, hidden: Tensor, product_dtype: torch.dtype) -> ItemLosses:
-        weight, bias = self.classifier_weights()
+    def _item_losses(
+        self, draw: Draw, hidden: Tensor, classifier: tuple[Tensor, Tensor], product_dtype: torch.dtype
+    ) -> ItemLosses:
+        weight, bias = classifier
         kd_weight, kd = self._terms["kd"]
         assert isinstance(kd, KD)
         m = self.objective.views
@@ -147,9 +149,7 @@ class _Student(EnsembleKD):
                 key_bias.to(weight.dtype),
                 draw.targets - 1,
                 valid=draw.valid,
-                ce_weight=float(
-                    m
-                ),  # every view has equally many targets: a sum over views of means is m times the mean
+                ce_weight=float(m),  # views have equally many targets: a sum of means is m times the mean over all
                 kd_weight=kd_weight * m,
                 temperature=kd.temperature,
                 scale_by_temperature_squared=kd.scale_by_temperature_squared,

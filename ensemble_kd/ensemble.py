@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from ensemble_kd.fused_attributes import attribute_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
-from ensemble_kd.rows import inner_rows, sparse_lookups, take_rows
+from ensemble_kd.rows import inner_rows, share_table, sparse_lookups, take_rows
 from ensemble_kd.sampling import Candidates, sampled_item_losses
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
@@ -261,9 +261,7 @@ class EnsembleKD(nn.Module):
         own = self.item_classifier.weight
         if own is not None:
             return own, self.item_classifier.bias
-        embedding = self.encoder.stacked_parameter(self._tied_name)
-        assert embedding is not None
-        return inner_rows(embedding).to(self.item_classifier.bias.dtype), self.item_classifier.bias
+        return inner_rows(self._tied_embedding()).to(self.item_classifier.bias.dtype), self.item_classifier.bias
 
     @property
     def device(self) -> torch.device:
@@ -309,10 +307,7 @@ class EnsembleKD(nn.Module):
         # Where views are unmasked and nothing contrasts them with the anchor, view 0 is the anchor.
         separate = anchored and not (self.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
         inputs = rearrange(draw.inputs, "m b l -> (m b) l")
-        # A tied table has a dense gradient from the classifier anyway: the look-ups' few rows are added to it, in place
-        # of a second table that is filled, stacked and added.
-        sparse = draw.candidates is not None or (self.classifier != "linear" and item_ids.device.type == "cpu")
-        with sparse_lookups(self.encoder, at_least=self.num_items + 2) if sparse else nullcontext():
+        with self._step_classifier(draw) as classifier:
             hidden = self._encode(torch.cat([inputs, draw.anchor]) if separate else inputs)
         rows = [m * len(item_ids), len(item_ids) if separate else 0]
         product_dtype = _product_dtype(hidden)
@@ -320,12 +315,37 @@ class EnsembleKD(nn.Module):
             views, anchor = hidden.split(rows, dim=1)
             if not separate:
                 anchor = views[:, : len(item_ids)]
-            return self._losses_of(draw, views, anchor, product_dtype=product_dtype)
+            return self._losses_of(draw, views, anchor, classifier, product_dtype=product_dtype)
 
-    def _losses_of(self, draw: Draw, views: Tensor, anchor: Tensor, *, product_dtype: torch.dtype) -> Step:
+    @contextmanager
+    def _step_classifier(self, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
+        """Weights and bias of the classes that a step scores; within, look-ups do what is cheapest beside them."""
+        at_least = self.num_items + 2
+        if draw.candidates is not None:
+            with sparse_lookups(self.encoder, at_least=at_least):
+                yield self._candidate_weights(draw.candidates)
+        elif self.classifier != "linear" and draw.inputs.device.type == "cpu":
+            # The classifier's gradient is dense anyway: the look-ups' few rows are added to it, in place of a second
+            # table that is filled, stacked and added.
+            embedding = self._tied_embedding()
+            lookups, weight = share_table(embedding)
+            with sparse_lookups(self.encoder, at_least=at_least, shared=(embedding, lookups)):
+                yield weight.to(self.item_classifier.bias.dtype), self.item_classifier.bias
+        else:
+            yield self.classifier_weights()
+
+    def _losses_of(
+        self,
+        draw: Draw,
+        views: Tensor,
+        anchor: Tensor,
+        classifier: tuple[Tensor, Tensor],
+        *,
+        product_dtype: torch.dtype,
+    ) -> Step:
         named, m = self._terms, self.objective.views
         flat = rearrange(views, "n b l d -> n (b l) d") if views.ndim == 4 else views
-        main = self._item_losses(draw, flat.index_select(1, draw.positions), product_dtype)
+        main = self._item_losses(draw, flat.index_select(1, draw.positions), classifier, product_dtype)
         shares = self._shares(draw, main.total.dtype)
         if shares is not None:
             main = ItemLosses(*(shares[0] * part for part in main))
@@ -348,8 +368,10 @@ class EnsembleKD(nn.Module):
         targets = len(draw.targets) if draw.valid is None else draw.valid.sum()
         return self.ranks.shares(targets, (draw.anchor_items != 0).sum()).to(dtype)
 
-    def _item_losses(self, draw: Draw, hidden: Tensor, product_dtype: torch.dtype) -> ItemLosses:
-        m = self.objective.views
+    def _item_losses(
+        self, draw: Draw, hidden: Tensor, classifier: tuple[Tensor, Tensor], product_dtype: torch.dtype
+    ) -> ItemLosses:
+        (weight, bias), m = classifier, self.objective.views
         kd_weight, kd = self._terms.get("kd", (0.0, KD()))
         assert isinstance(kd, KD)
         # Every view has equally many targets, so a sum over views of means is m times the mean over all.
@@ -363,9 +385,7 @@ class EnsembleKD(nn.Module):
             "spread": Spread(len(self), self.ranks.sum_members_) if self.ranks.member is not None else None,
         }
         if draw.candidates is None:
-            weight, bias = self.classifier_weights()
             return item_losses(hidden.to(weight.dtype), weight, bias, draw.targets - 1, **options)
-        weight, bias = self._candidate_weights(draw.candidates)
         return sampled_item_losses(hidden.to(weight.dtype), weight, bias, draw.candidates, **options)
 
     def _candidate_weights(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -373,9 +393,13 @@ class EnsembleKD(nn.Module):
         own, bias, classes = self.item_classifier.weight, self.item_classifier.bias, candidates.items - 1
         if own is not None:
             return take_rows(own, classes), take_rows(bias, classes)
+        return take_rows(self._tied_embedding(), candidates.items).to(bias.dtype), take_rows(bias, classes)
+
+    def _tied_embedding(self) -> Tensor:
+        """The item embeddings that the classifier is tied to, (n, v + 2, d)."""
         embedding = self.encoder.stacked_parameter(self._tied_name)
         assert embedding is not None
-        return take_rows(embedding, candidates.items).to(bias.dtype), take_rows(bias, classes)
+        return embedding
 
     def _attribute_loss(self, draw: Draw, anchor: Tensor, product_dtype: torch.dtype) -> Tensor:
         assert self.attribute_table is not None

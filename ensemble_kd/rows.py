@@ -90,23 +90,47 @@ def inner_rows(table: Tensor) -> Tensor:
         >>> table.grad.flatten()
         tensor([0., 1., 1., 0.])
     """
-    return _Inner.apply(table)  # type: ignore[no-any-return, no-untyped-call]
+    return share_table(table)[1]
 
 
-class _Inner(torch.autograd.Function):
+def share_table(table: Tensor) -> tuple[Tensor, Tensor]:
+    """A table that both look-ups and a product read: itself for ``sparse_lookups``, and its inner rows.
+
+    Summed by autograd, each sparse gradient of a look-up would cost a copy of the product's dense one. Here the sparse
+    ones meet first, and then go into the dense one in place.
+
+    Examples:
+        >>> table = torch.zeros(1, 4, 1, requires_grad=True)
+        >>> lookups, inner = share_table(table)
+        >>> (take_rows(lookups, torch.tensor([0, 1, 1])).sum() + inner.sum()).backward()
+        >>> table.grad.flatten()
+        tensor([1., 3., 1., 0.])
+    """
+    return _Share.apply(table)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor) -> Tensor:
-        return table[:, 1:-1]
+    def forward(ctx: Any, table: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return table.view_as(table), table[:, 1:-1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        edge = grad.new_zeros(grad.shape[0], 1, grad.shape[2])
-        return torch.cat([edge, grad, edge], dim=1)
+    def backward(ctx: Any, lookups: Tensor | None, inner: Tensor | None) -> Tensor | None:
+        if inner is None:
+            return lookups
+        edge = inner.new_zeros(inner.shape[0], 1, inner.shape[2])
+        grad = torch.cat([edge, inner, edge], dim=1)
+        return grad if lookups is None else grad.add_(lookups)
 
 
 @contextmanager
-def sparse_lookups(encoder: StackedModule, *, at_least: int) -> Iterator[None]:
+def sparse_lookups(
+    encoder: StackedModule, *, at_least: int, shared: tuple[Tensor, Tensor] | None = None
+) -> Iterator[None]:
     """Within the block, embeddings of ``at_least`` rows or more get sparse gradients.
+
+    ``shared`` is one of the encoder's stacked tables and what look-ups are to read in its place, see ``share_table``.
 
     Only their look-ups change: what else an encoder does with such a weight (a product with it, say) adds a dense
     gradient, and the sum is right, but dense. So are the gradients of embeddings with a ``forward`` of their own,
@@ -119,6 +143,8 @@ def sparse_lookups(encoder: StackedModule, *, at_least: int) -> Iterator[None]:
                 if not isinstance(module, nn.Embedding) or module.num_embeddings < at_least:
                     continue
                 table = encoder.stacked_parameter(f"{path}.weight".lstrip("."))
+                if shared is not None and table is shared[0]:
+                    table = shared[1]
                 plain = type(module).forward is nn.Embedding.forward and "forward" not in vars(module)
                 if table is not None and plain and module.max_norm is None and not module.scale_grad_by_freq:
                     vars(module)["forward"] = partial(_look_up, module, table, i)
