@@ -16,7 +16,7 @@ class SpreadLoss:
 
     Dense gradients are averaged by ``DistributedDataParallel`` while ``backward()`` goes on. It knows no sparse
     gradients but its own modules', so tables that may get such (``negatives=k``) are averaged by ``finish()``: the rows
-    that any process has touched. In a process that stands alone it is ``model.loss``.
+    that any process has touched. In a process that stands alone, and of a model in shards, it is ``model.loss``.
 
     Args:
         model: its ``ranks`` say where the other rows are.
@@ -31,7 +31,7 @@ class SpreadLoss:
 
     def __init__(self, model: EnsembleKD) -> None:
         self._run: nn.Module = _Loss(model)
-        self._group = model.ranks.data
+        self._group = None if model.ranks.sharded else model.ranks.data  # shards are averaged in backward()
         self._tables: list[Tensor] = []
         if self._group is None:
             return
@@ -71,7 +71,8 @@ class _Loss(nn.Module):
     def __init__(self, model: EnsembleKD) -> None:
         super().__init__()
         self.model = model
-        if model.ranks.data is not None:  # never used: DistributedDataParallel warns where it finds nothing unused
+        if model.ranks.data is not None and not model.ranks.sharded:
+            # Never used: DistributedDataParallel warns where it finds nothing unused.
             self.unused = nn.Parameter(torch.zeros_like(model.item_classifier.bias[0, :1]))
 
     def forward(self, item_ids: Tensor) -> Step:

@@ -73,7 +73,7 @@ def distill(
         >>> len(found.student), found.student.hidden_size
         (1, 8)
     """
-    ensemble.ranks.require_all_members("distill")
+    ensemble.ranks.require_whole("distill")
     own = terms_by_name(ensemble.losses).get("ap")
     with_ap = own is not None and data.item_attributes is not None
     if losses is None:

@@ -84,6 +84,7 @@ class Ranks:
     Args:
         data: processes that hold other rows of the same batch; None: there are none.
         member: processes that hold other members; None: there are none.
+        sharded: between steps each of these processes holds a share of every weight, see ``sharding``.
 
     Examples:
         >>> ranks = Ranks()
@@ -93,6 +94,7 @@ class Ranks:
 
     data: ProcessGroup | None = None
     member: ProcessGroup | None = None
+    sharded: bool = False
 
     @classmethod
     def of(cls, mesh: DeviceMesh | None) -> Ranks:
@@ -109,7 +111,8 @@ class Ranks:
             raise EnsembleKDError("mesh", "dimensions named 'data', 'member' or both", names, fix)
         if mesh.size() != dist.get_world_size():
             raise EnsembleKDError("mesh", f"all {dist.get_world_size()} processes", mesh.size(), fix)
-        return cls(**{name: mesh.get_group(name) for i, name in enumerate(names) if mesh.size(i) > 1})
+        groups = {name: mesh.get_group(name) for i, name in enumerate(names) if mesh.size(i) > 1}
+        return cls(groups.get("data"), groups.get("member"))
 
     @classmethod
     def world(cls) -> Ranks:
@@ -143,12 +146,15 @@ class Ranks:
         first = 0 if self.member is None else self.member.rank() * each
         return range(first, first + each)
 
-    def require_all_members(self, where: str) -> None:
-        """Refuse what needs every member in one process.
+    def require_whole(self, where: str) -> None:
+        """Refuse what needs every weight in one process.
 
         Raises:
             EnsembleKDError: other processes hold some.
         """
+        if self.sharded:
+            fix = "Load the run's best.pt into a model of one process, without shard."
+            raise EnsembleKDError(where, "a model with all its weights here", "weights in shards", fix)
         if self.member is not None:
             fix = "Load the run's best.pt into a model without a mesh, in one process."
             raise EnsembleKDError(where, "a model with all its members here", "members in other processes", fix)
@@ -236,16 +242,20 @@ class Ranks:
         return moved.to(x.device)
 
     def gather_states(self, state: S) -> S | None:
-        """A state dict of all members, on the CPU, in the process that writes; None in the others.
+        """A state dict of all members and shares, on the CPU, in the process that writes; None in the others.
 
         Its tensors with dimensions have the member axis first, as those of models and optimizers do.
         """
-        if self.member is None:
+        if self.member is None and not self.sharded:
             return state if self.is_first else None
-        if self.data is not None and self.data.rank() > 0:
+        if self.member is not None and self.data is not None and self.data.rank() > 0:
             return None
-        whole = _each_tensor(state, self._gather_state)
+        whole = _each_tensor(state, self._gather_shards if self.sharded else self._gather_state)
         return whole if self.is_first else None
+
+    def _gather_shards(self, x: Tensor) -> Tensor:
+        full = whole(x)
+        return full.cpu() if self.is_first else x
 
     def _gather_state(self, x: Tensor) -> Tensor:
         assert self.member is not None
@@ -286,6 +296,21 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list):
         return [_each_tensor(below, change) for below in value]
     return change(value) if isinstance(value, Tensor) and value.ndim else value
+
+
+def whole(x: Tensor) -> Tensor:
+    """The tensor of which each process holds a share, or a plain tensor as it is; all processes ask together."""
+    found: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return found
+
+
+def beside(x: Tensor, other: Tensor) -> Tensor:
+    """A tensor that is the same in all processes, to compute with ``other``, which may be in shards."""
+    if not hasattr(other, "device_mesh"):
+        return x
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(x, other.device_mesh, [Replicate()], run_check=False)
 
 
 def mean_sparse(grad: Tensor, group: ProcessGroup) -> Tensor:

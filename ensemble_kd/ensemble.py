@@ -274,6 +274,9 @@ class EnsembleKD(nn.Module):
         return self._encode(item_ids)
 
     def _encode(self, item_ids: Tensor) -> Tensor:
+        if self.ranks.sharded and hasattr(self.item_classifier.bias, "full_tensor"):
+            fix = "Use it within `with ensemble_kd.sharding.gathered(model):`."
+            raise EnsembleKDError("EnsembleKD", "a model with all its weights here", "weights in shards", fix)
         out: Tensor = self.encoder(item_ids)
         check_output(out, item_ids, newest_only=self.newest_only)
         return out
@@ -321,7 +324,9 @@ class EnsembleKD(nn.Module):
     def _step_classifier(self, draw: Draw) -> Iterator[tuple[Tensor, Tensor]]:
         """Weights and bias of the classes that a step scores; within, look-ups do what is cheapest beside them."""
         at_least = self.num_items + 2
-        if draw.candidates is not None:
+        if self.ranks.sharded:  # gradients are averaged in shards, which are dense
+            yield self.classifier_weights() if draw.candidates is None else self._dense_candidates(draw.candidates)
+        elif draw.candidates is not None:
             with sparse_lookups(self.encoder, at_least=at_least):
                 yield self._candidate_weights(draw.candidates)
         elif self.classifier != "linear" and draw.inputs.device.type == "cpu":
@@ -394,6 +399,10 @@ class EnsembleKD(nn.Module):
         if own is not None:
             return take_rows(own, classes), take_rows(bias, classes)
         return take_rows(self._tied_embedding(), candidates.items).to(bias.dtype), take_rows(bias, classes)
+
+    def _dense_candidates(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        weight, bias = self.classifier_weights()
+        return weight.index_select(1, candidates.items - 1), bias.index_select(1, candidates.items - 1)
 
     def _tied_embedding(self) -> Tensor:
         """The item embeddings that the classifier is tied to, (n, v + 2, d)."""

@@ -17,6 +17,7 @@ from ensemble_kd.data.sequences import SequenceData, Split
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
+from ensemble_kd.sharding import gathered
 
 Exclude = Literal["none", "window", "history"]
 Precision = Literal["float32", "bfloat16"]
@@ -118,9 +119,10 @@ def evaluate(
     shown, training = _shown(model, max_len), model.training
     model.eval()
     try:
-        found = torch.cat(
-            [_ranks_of(model, piece, split, exclude, shown, batch_size, precision) for piece in data.pieces()], dim=1
-        )
+        with gathered(model):
+            found = torch.cat(
+                [_ranks_of(model, each, split, exclude, shown, batch_size, precision) for each in data.pieces()], dim=1
+            )
     finally:
         model.train(training)
     found = model.ranks.sum_rows(found)

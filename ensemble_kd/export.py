@@ -39,7 +39,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: EnsembleKD, k: int | None = None) -> None:
         super().__init__()
-        model.ranks.require_all_members("export")
+        model.ranks.require_whole("export")
         self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
         weight, bias = model.classifier_weights()
         self.register_buffer("weight", weight.detach().clone())

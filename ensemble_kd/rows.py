@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
+from ensemble_kd.distributed import whole
 from ensemble_kd.stacking import StackedModule
 
 
@@ -185,8 +186,7 @@ def member_norms(grad: Tensor) -> Tensor:
         tensor([5., 1.])
     """
     if not grad.is_sparse:
-        norms: Tensor = torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1)
-        return norms.float()
+        return whole(torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim)))).float()
     values = grad._values().float()
     squares = values.square().sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values.square()
     return torch.zeros(len(grad), device=grad.device).index_add_(0, grad._indices()[0], squares).sqrt()

@@ -21,7 +21,7 @@ from ensemble_kd.data.batching import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
 from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.data_parallel import SpreadLoss
-from ensemble_kd.distributed import Ranks
+from ensemble_kd.distributed import Ranks, beside, whole
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, Exclude, Precision, autocast, evaluate
@@ -31,6 +31,7 @@ from ensemble_kd.rows import RowAdamW, member_norms, merge_rows
 from ensemble_kd.runlog import Means, RunLog
 from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.settings import Callback, Settings, check_same_run
+from ensemble_kd.sharding import own_moments, own_shards
 from ensemble_kd.stacking import member_seed, seeded
 
 __all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "clip_members_", "fit"]
@@ -71,7 +72,8 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         return norms
     for grad in grads:
         values, factor = (grad._values(), scale[grad._indices()[0]]) if grad.is_sparse else (grad, scale)
-        values.mul_(factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1)))
+        factor = factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+        values.mul_(beside(factor, grad))
     return norms
 
 
@@ -324,7 +326,7 @@ class _Run:
     def _check_weights(self) -> None:
         """Keep weights that are lost out of checkpoints; one step's gradient can spoil them under a finite loss."""
         for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if tensor.is_floating_point() and not bool(whole(torch.isfinite(tensor).all())):
                 fix = "Lower lr or set max_grad_norm; the last good checkpoint was kept."
                 raise EnsembleKDError(f"fit: step {self.step}, weights {name!r}", "finite weights", "inf or nan", fix)
 
@@ -404,8 +406,9 @@ class _Run:
         self.history, self.train_s = saved["history"], saved["train_s"]
         self.recent, self.whole = (Means(m["sums"], m["steps"]) for m in saved["means"])
         self._find_best(saved["model"])
-        self.model.load_state_dict(self.ranks.own_states(saved["model"]))
-        self.optimizer.load_state_dict(self.ranks.own_states(saved["optimizer"]))
+        self.model.load_state_dict(self._own_weights(saved["model"]))
+        moments = self.ranks.own_states(saved["optimizer"])
+        self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.ranks.sharded else moments)
         self.log.open(entries=position["entries"], step=self.step)
         random = saved["random"]
         checkpoints.set_random_state(random[self.ranks.rank] if self.ranks.size > 1 else random)
@@ -419,14 +422,18 @@ class _Run:
             if self.ranks.is_first:
                 path.unlink(missing_ok=True)  # of an earlier run
         elif (self.epoch, self.batch) == (self.best_epoch + 1, 0):
-            self.best_state = self.ranks.own_states(last)
+            self.best_state = self._own_weights(last)
             self._save_best()
         else:
             kept = checkpoints.load(path, device=self.device)
             if kept.get("epoch") != self.best_epoch or "model" not in kept:
                 fix = "Put back the best.pt that was written with last.pt, or start anew."
                 raise EnsembleKDError("resume", f"best.pt of epoch {self.best_epoch}", kept.get("epoch"), fix)
-            self.best_state = self.ranks.own_states(kept["model"])
+            self.best_state = self._own_weights(kept["model"])
+
+    def _own_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = self.ranks.own_states(state)
+        return own_shards(own, self.model.state_dict()) if self.ranks.sharded else own
 
 
 def _window(model: EnsembleKD, window: int | None) -> int:

@@ -48,7 +48,7 @@ def save(model: EnsembleKD, folder: str | PathLike[str]) -> Path:
     """
     import safetensors.torch
 
-    model.ranks.require_all_members("save")
+    model.ranks.require_whole("save")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors, storages = {}, {}

@@ -21,6 +21,7 @@ from ensemble_kd.distributed import Ranks, process_group, restarted
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
 from ensemble_kd.schedules import Cosine, Schedule, StepDecay
+from ensemble_kd.sharding import gathered, shard
 
 
 def flags(description: str | None, **defaults: object) -> argparse.ArgumentParser:
@@ -53,6 +54,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--output", type=Path, default=Path("runs/example"), help="folder of checkpoints, log and curves")
     p.add_argument("--checkpoint-every", type=float, default=120.0, help="seconds")
     p.add_argument("--members-over", type=int, default=1, help="processes of torchrun that members are spread over")
+    p.add_argument("--shard", action="store_true", help="each process of torchrun holds a share of every weight")
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**defaults)
@@ -72,14 +74,14 @@ def sequences(args: argparse.Namespace) -> SequenceData:
 def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, objective: Objective) -> EnsembleKD:
     """The model that the flags describe."""
     mesh = None
-    if dist.is_initialized():
+    if dist.is_initialized() and not args.shard:
         sizes = (dist.get_world_size() // args.members_over, args.members_over)
         mesh = init_device_mesh(torch.device(args.device).type, sizes, mesh_dim_names=("data", "member"))
     with_attributes = data.item_attributes is not None
     terms = [args.ap * AP()] * with_attributes
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
     terms += [args.mu * KD(temperature=args.temperature)]
-    return EnsembleKD(
+    model = EnsembleKD(
         encoder(data),
         args.n,
         num_items=data.num_items,
@@ -90,6 +92,7 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
         seed=args.seed,
         mesh=mesh,
     ).to(args.device)
+    return shard(model) if args.shard else model
 
 
 def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
@@ -143,7 +146,8 @@ def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weig
 
     seen = data.inputs("test", data.max_history)[:1]
     seen = seen[:, seen[0] != 0]  # all of it, so that none of it is recommended; the encoder reads the newest
-    items, scores = model.recommend(seen.to(args.device), k=10)
+    with gathered(model):
+        items, scores = model.recommend(seen.to(args.device), k=10)
     print(f"\nUser 0 saw items {seen[0].tolist()}, then {data.target('test')[0].item()}. Recommended:")
     print("  ".join(f"{item} ({score:.2f})" for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)))
 

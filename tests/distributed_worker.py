@@ -22,8 +22,12 @@ from ensemble_kd.data import MappedSequences, synthetic, write_sequences
 from ensemble_kd.data_parallel import SpreadLoss
 from ensemble_kd.distillation import distill
 from ensemble_kd.distributed import Ranks
+from ensemble_kd.distributed import whole as whole_of
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.sharding import gathered, shard
+from ensemble_kd.training import clip_members_
+from ensemble_kd.weights import save
 
 V, N = 19, 4
 DATA = synthetic(num_users=23, num_items=80, num_clusters=8, max_len=12)
@@ -108,13 +112,43 @@ def gradients(mesh: DeviceMesh, objective: str, losses: str) -> float:
     return max([*errors, *(worst(p.grad, q.grad if q.grad is None else q.grad.to_dense()[own]) for p, q in pairs)])
 
 
+def sharded_gradients(objective: str, losses: str) -> float:
+    """Of a model in shards, those that no dimension divides among them."""
+    whole = build(objective, losses)
+    expected = whole.loss(batch())
+    expected.total.backward()
+    model = shard(build(objective, losses))
+    loss = SpreadLoss(model)
+    step = loss(model.ranks.own(batch()))
+    step.total.backward()
+    loss.finish()
+    errors = [worst(value, expected.terms[name]) for name, value in step.terms.items()]
+    names = dict(whole.named_parameters())
+    for name, p in model.named_parameters():
+        q = names[name].grad
+        assert q is not None
+        assert p.numel() == names[name].numel()
+        names[name].grad = q.to_dense()
+        errors.append(worst(whole_of(p.grad), names[name].grad))
+    held = sum(p.to_local().numel() for p in model.parameters())  # type: ignore[attr-defined]
+    assert held < 1.5 * sum(q.numel() for q in names.values()) / model.ranks.size
+    norms = clip_members_(list(model.parameters()), 1e-3)
+    errors.append(worst(norms, clip_members_(list(whole.parameters()), 1e-3)))
+    errors += [worst(whole_of(p.grad), names[name].grad) for name, p in model.named_parameters()]
+    return max(errors)
+
+
 def late(epoch: float, _: int) -> float:
     """A transfer schedule: the terms of a step change during a run."""
     return min(1.0, max(0.0, 2 * epoch - 1))
 
 
 def trained(
-    negatives: int | None, ranks: bool, mesh: DeviceMesh | None = None, **options: Any
+    negatives: int | None,
+    ranks: bool,
+    mesh: DeviceMesh | None = None,
+    before: Callable[[EnsembleKD], EnsembleKD] = lambda model: model,
+    **options: Any,
 ) -> tuple[EnsembleKD, Any]:
     model = EnsembleKD(
         lambda: SASRec(80, d_model=4, num_layers=1, max_len=6, dropout=0.0).double(),
@@ -123,6 +157,7 @@ def trained(
         item_attributes=DATA.item_attributes,
         mesh=mesh,
     )
+    model = before(model)
     settings: dict[str, Any] = {
         "transfer": late,
         "epochs": 2,
@@ -191,6 +226,26 @@ def fitting_on(mesh: DeviceMesh, folder: Path) -> float:
     return max([*errors, *(worst(kept[name], value) for name, value in whole.items())])
 
 
+def fitting_in_shards(folder: Path) -> float:
+    """``fit`` of a model in shards: weights and files against those of one process; and resumed, against itself."""
+    alone, expected = trained(None, False, output_dir=folder / "alone" if dist.get_rank() == 0 else None)
+    model, result = trained(None, True, output_dir=folder / "shards", before=shard)
+    assert (result.best_epoch, result.best) == (expected.best_epoch, expected.best)
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    errors = [worst(whole_of(p).detach(), q.detach()) for p, q in pairs]
+    trained(None, True, output_dir=folder / "resumed", epochs=1, before=shard)
+    again, _ = trained(None, True, output_dir=folder / "resumed", resume=True, before=shard)
+    pairs = zip(model.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(whole_of(p), whole_of(q)) for p, q in pairs)
+    dist.barrier()
+    kept, best = (checkpoints.load(folder / name / "best.pt")["model"] for name in ("shards", "alone"))
+    errors += [worst(kept[name], value) for name, value in best.items()]
+    ids = DATA.inputs("test", 6)[:5]
+    with gathered(model):
+        errors.append(worst(model.recommend(ids, k=5).scores, alone.recommend(ids, k=5).scores))
+    return max(errors)
+
+
 def answering(mesh: DeviceMesh) -> float:
     """Evaluation and every kind of answer, against one process."""
     small: dict[str, Any] = {"item_attributes": DATA.item_attributes}
@@ -237,6 +292,9 @@ def refusing() -> float:
         ),
         lambda: EnsembleKD(encoder, mesh=unnamed),
         lambda: distill(EnsembleKD(encoder, N, mesh=members), encoder, DATA),
+        lambda: shard(EnsembleKD(encoder, N, mesh=members)),
+        lambda: shard(EnsembleKD(encoder)).recommend(torch.tensor([[1, 2]])),
+        lambda: save(shard(EnsembleKD(encoder)), "nowhere"),
     ):
         try:
             run()
@@ -248,6 +306,9 @@ def refusing() -> float:
     assert "held here" in texts[3]
     assert "dimensions named 'data', 'member' or both" in texts[4]
     assert "a model with all its members here" in texts[5]
+    assert texts[6].startswith("shard: expected a model with all its members here")
+    assert "gathered(model)" in texts[7]
+    assert texts[8].startswith("save: expected a model with all its weights here")
     return 0.0
 
 
@@ -265,6 +326,10 @@ def cases(world: int, folder: Path) -> Iterator[tuple[str, Callable[[], float]]]
             yield f"{name}, fit", partial(fitting_on, mesh, folder / name)  # type: ignore[arg-type]
     for negatives in (None, 80) if world == 2 else (80,):
         yield f"fit, negatives={negatives}", partial(fitting, negatives, folder)
+    for objective, losses in (("next", "all"), ("masked", "all"), ("tied", "all"), ("sampled", "all")):
+        yield f"shards, {objective}, {losses}", partial(sharded_gradients, objective, losses)
+    if world == 2:
+        yield "shards, fit", partial(fitting_in_shards, folder / "shards")
     yield "stream", partial(streaming, folder)
     yield "refusals", refusing
 
