@@ -186,7 +186,8 @@ def member_norms(grad: Tensor) -> Tensor:
         tensor([5., 1.])
     """
     if not grad.is_sparse:
-        return whole(torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim)))).float()
+        norms = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))) if grad.ndim > 1 else grad.abs()
+        return whole(norms).float()
     values = grad._values().float()
     squares = values.square().sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values.square()
     return torch.zeros(len(grad), device=grad.device).index_add_(0, grad._indices()[0], squares).sqrt()
