@@ -57,11 +57,12 @@ def _reference(entry: Entry, row: Entry) -> Entry:
 
 
 def _members(entry: Entry) -> list[str]:
-    rows = [row for row in entry["rows"] if row.get("auto") and row["n"] > 1]
+    rows = [(row, "") for row in entry["rows"] if row.get("auto") and row["n"] > 1]
+    rows += [(row, ", compiled by torch.compile") for row in entry["rows"] if row["variant"] == "loop, compiled"]
     return [
-        f"| {row['n']} members, d = {row['d']} | {row['times_alone']:g} times one network alone, "
+        f"| {row['n']} members, d = {row['d']}{how} | {row['times_alone']:g} times one network alone, "
         f"{row['times_separate']:g} times {row['n']} separate modules |"
-        for row in rows
+        for row, how in rows
     ]
 
 
