@@ -42,7 +42,7 @@ def make(variant: str, d: int, views: int, rows: int, quick: bool, device: str) 
 def bucketed(d: int, views: int, quick: bool, device: str) -> tuple[Step, int]:
     """A step on each of some batches of similar length, spread evenly over an epoch's lengths; and how many."""
     data = beauty(quick)
-    plan = BatchPlan(data.train_windows(recipes.WINDOW).to(device), recipes.BATCH, seed=0, epoch=0)
+    plan = BatchPlan(data.train_windows(recipes.WINDOW).to(device), recipes.BATCH, seed=0, epoch=0, bucket=True)
     by_length = sorted(range(len(plan)), key=lambda i: plan[i].shape[1])
     chosen = [by_length[(2 * i + 1) * len(plan) // (2 * BUCKETED)] for i in range(BUCKETED)]
     model = recipes.ensemble(data, d, views=views, device=device)

@@ -20,6 +20,7 @@ class SpreadLoss:
 
     Args:
         model: its ``ranks`` say where the other rows are.
+        by_length: as of ``EnsembleKD.loss``.
 
     Examples:
         >>> from ensemble_kd.encoders import SASRec
@@ -29,8 +30,8 @@ class SpreadLoss:
         >>> loss.finish()
     """
 
-    def __init__(self, model: EnsembleKD) -> None:
-        self._run: nn.Module = _Loss(model)
+    def __init__(self, model: EnsembleKD, *, by_length: bool = False) -> None:
+        self._run: nn.Module = _Loss(model, by_length)
         self._group = None if model.ranks.sharded else model.ranks.data  # shards are averaged in backward()
         self._tables: list[Tensor] = []
         if self._group is None:
@@ -68,12 +69,12 @@ class SpreadLoss:
 class _Loss(nn.Module):
     """What ``DistributedDataParallel`` wraps: a module whose forward is the loss."""
 
-    def __init__(self, model: EnsembleKD) -> None:
+    def __init__(self, model: EnsembleKD, by_length: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.by_length = model, by_length
         if model.ranks.data is not None and not model.ranks.sharded:
             # Never used: DistributedDataParallel warns where it finds nothing unused.
             self.unused = nn.Parameter(torch.zeros_like(model.item_classifier.bias[0, :1]))
 
     def forward(self, item_ids: Tensor) -> Step:
-        return self.model.loss(item_ids, validate=False)
+        return self.model.loss(item_ids, validate=False, by_length=self.by_length)

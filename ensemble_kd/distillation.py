@@ -123,7 +123,7 @@ class _Student(EnsembleKD):
         teacher.eval()
         try:
             with torch.no_grad():
-                states = teacher.encoder(rearrange(draw.inputs, "m b l -> (m b) l"))
+                states = teacher._encode_by_length(rearrange(draw.inputs, "m b l -> (m b) l"))
         finally:
             teacher.train(training)
         flat = rearrange(states, "n b l d -> n (b l) d") if states.ndim == 4 else states

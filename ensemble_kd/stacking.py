@@ -231,6 +231,13 @@ class StackedModule(nn.Module):
         """The stacked parameter (n, \\*shape) of a dotted name of the encoder's, None where there is none."""
         return dict(self.named_parameters(remove_duplicate=False)).get(name)
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether what a member makes of a row depends on the others now: in training, with BatchNorm."""
+        return self.training and any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self._templates[0].modules()
+        )
+
     def __len__(self) -> int:
         return len(self._templates)
 

@@ -127,7 +127,8 @@ def fit(
         max_grad_norm: clip each member's gradient norm; None: do not.
         window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
-        bucket: batches of similar length (faster); False: batches at random.
+        bucket: encode a batch's rows of similar length together (faster on a CPU, the same loss), see
+            ``EnsembleKD.loss``; batches are at random either way.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
         exclude: items that validation does not rank, see ``evaluate``.
         patience: stop after so many epochs without a better validation; None: never.
@@ -228,7 +229,7 @@ class _Run:
         told = self.ranks.gather_objects(settings.fingerprint(model, data, window))
         self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.loss = SpreadLoss(model)
+        self.loss = SpreadLoss(model, by_length=settings.bucket)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         first = self.ranks.is_first
@@ -300,9 +301,9 @@ class _Run:
     def _plan(self) -> BatchPlan | BlockPlan:
         s, part = self.settings, self.ranks.part
         if not isinstance(self.windows, Tensor):
-            return BlockPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, part=part)
+            return BlockPlan(self.windows, s.batch_size, s.seed, self.epoch, part=part)
         least = max(2, self.ranks.data_size)  # every process has a row of every batch
-        return BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, bucket=s.bucket, at_least=least, part=part)
+        return BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, at_least=least, part=part)
 
     def _one_step(self, batch: Tensor) -> None:
         with autocast(self.device, self.settings.precision):

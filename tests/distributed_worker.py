@@ -25,6 +25,7 @@ from ensemble_kd.distributed import Ranks
 from ensemble_kd.distributed import whole as whole_of
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.schedules import StepDecay
 from ensemble_kd.sharding import gathered, shard
 from ensemble_kd.training import clip_members_
 from ensemble_kd.weights import save
@@ -160,6 +161,7 @@ def trained(
     model = before(model)
     settings: dict[str, Any] = {
         "transfer": late,
+        "schedule": StepDecay(),
         "epochs": 2,
         "batch_size": 6,
         "lr": 1e-2,

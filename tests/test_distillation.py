@@ -168,7 +168,7 @@ def test_a_student_is_an_ordinary_network(teacher: EnsembleKD) -> None:
     found = distill(teacher, lambda: GRU4Rec(90, d_model=8, max_len=10), DATA, precision="bfloat16", **options)
     student = found.student
     assert type(student) is EnsembleKD
-    assert repr(student.losses) == "AP()"
+    assert repr(student.losses) == "0.2 * AP()"
     assert list(student.loss(DATA.inputs("train", 10)).terms) == ["nip", "ap"]
     assert {"nip", "ap", "kd"} == found.result.history[0]["train"].keys()
     again = EnsembleKD(lambda: GRU4Rec(90, d_model=8, max_len=10), 1, item_attributes=DATA.item_attributes)

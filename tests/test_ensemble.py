@@ -730,3 +730,68 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 def test_next_item_asks_for_no_row_of_the_mask_token() -> None:
     assert EnsembleKD(Few, objective=NextItem()).loss(IDS).total.isfinite()
+
+
+class Counted(nn.Module):
+    """Padding as no position at all, and BatchNorm where ``mixes``; logs the widths that it is called with."""
+
+    num_items = V
+
+    def __init__(self, widths: list[int], mixes: bool = False) -> None:
+        super().__init__()
+        self.item_embedding, self.norm = nn.Embedding(V + 2, D), nn.BatchNorm1d(D) if mixes else nn.Identity()
+        self.widths = widths
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        self.widths.append(item_ids.shape[1])
+        x = self.item_embedding(item_ids) * (item_ids != 0)[..., None]
+        return self.norm(x.cumsum(dim=1).tanh().mT).mT  # type: ignore[no-any-return]
+
+
+RAGGED = torch.zeros(9, 20, dtype=torch.int64)
+for _row, _length in enumerate([20, 2, 3, 17, 5, 9, 8, 2, 20]):
+    RAGGED[_row, -_length:] = torch.arange(_length) * (_row + 1) % V + 1
+
+
+@pytest.mark.parametrize("objective", [NextItem(), NextItem(views=2, mask_ratio=0.3), MaskedItem(views=2)], ids=repr)
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+def test_rows_by_length_give_the_same_loss_without_padding(objective: Any, backend: Any, classifier: str) -> None:
+    widths: list[int] = []
+    model = EnsembleKD(
+        lambda: Counted(widths).double(),
+        3,
+        objective=objective,
+        losses=ALL,
+        item_attributes=ATTRIBUTES,
+        backend=backend,
+        classifier=classifier,
+    )
+    found = []
+    for by_length in (False, True):
+        model.zero_grad()
+        widths.clear()
+        step = model.loss(RAGGED, generator=torch.Generator().manual_seed(0), by_length=by_length)
+        step.total.backward()
+        found.append([step.total, *step.terms.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert len(set(widths)) > 2 if by_length else len(set(widths)) == 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_that_depend_on_each_other_stay_together() -> None:
+    widths: list[int] = []
+    model = EnsembleKD(lambda: Counted(widths, mixes=True), 2, objective=NextItem(), losses=0)
+    widths.clear()
+    model.loss(RAGGED, by_length=True)
+    assert set(widths) == {19}
+    widths.clear()
+    model.eval().loss(RAGGED, by_length=True)
+    assert set(widths) > {19}
+
+
+def test_rows_by_length_work_for_the_newest_position_alone() -> None:
+    model = EnsembleKD(lambda: Newest().double(), 2, losses=ICL() + CCL())  # a mean over padding, too: width matters
+    ids = IDS[1:2].repeat(4, 1)
+    one, other = (model.loss(ids, by_length=by_length).total for by_length in (False, True))
+    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)

@@ -59,7 +59,6 @@ class Run:
     lr: float = 2e-3
     schedule: str = "cosine"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    bucket: bool = True
 
     @property
     def key(self) -> str:

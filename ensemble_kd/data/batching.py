@@ -27,8 +27,10 @@ class BatchPlan:
         batch_size: windows in a batch.
         seed: non-negative.
         epoch: non-negative.
-        bucket: True: windows of similar length share a batch, so that little padding is computed. The windows are
-            shuffled, sorted by length within chunks of 50 batches, and the batches shuffled. False: shuffled only.
+        bucket: False: batches at random. True: windows of similar length share a batch, so that little padding is
+            computed, but items of short sequences then count more than others: it cost SASRec on Beauty a tenth of
+            its NDCG@10, so ``fit`` does without. The windows are shuffled, sorted by length within chunks of 50
+            batches, and the batches shuffled.
         at_least: a last batch of fewer windows joins the batch before it, unless all batches are as small.
         part: (rank, number of processes): of each batch, every so many-th row is this process's.
 
@@ -48,7 +50,7 @@ class BatchPlan:
         batch_size: int,
         seed: int,
         epoch: int,
-        bucket: bool = True,
+        bucket: bool = False,
         at_least: int = 2,
         part: tuple[int, int] = (0, 1),
     ) -> None:

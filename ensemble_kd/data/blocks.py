@@ -38,7 +38,7 @@ class BlockPlan:
         batch_size: windows in a batch of all processes, about.
         seed: non-negative.
         epoch: non-negative.
-        bucket: put windows of similar length together.
+        bucket: put windows of similar length together, see ``BatchPlan``.
         part: (rank, number of processes) of this one.
 
     Raises:
@@ -61,7 +61,7 @@ class BlockPlan:
         batch_size: int,
         seed: int,
         epoch: int,
-        bucket: bool = True,
+        bucket: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         where, (_, processes) = "BlockPlan", part
