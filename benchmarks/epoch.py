@@ -12,15 +12,16 @@ from ensemble_kd import EnsembleKD, fit
 from ensemble_kd.data import BatchPlan, SequenceData
 
 EPOCHS = 3  # the first is kept apart: it compiles
-COUNTED = 8  # batches of an epoch whose products are counted, from the shortest to the longest
+COUNTED = 8  # batches of an epoch whose products are counted
 
 
 def products_gflop(model: EnsembleKD, data: SequenceData, device: str = "cpu") -> float:
     """Billions of operations in the matrix products of an epoch, which no implementation can leave out."""
     plan = BatchPlan(data.train_windows(recipes.WINDOW).to(device), recipes.BATCH, seed=0, epoch=0)
-    by_length = sorted(range(len(plan)), key=lambda i: plan[i].shape[1])
-    chosen = [by_length[(2 * i + 1) * len(plan) // (2 * COUNTED)] for i in range(COUNTED)]
-    counted = [gflop(recipes.ensemble_step(model, plan[i], torch.bfloat16)) for i in chosen]
+    steps = [
+        recipes.ensemble_step(model, plan[i], torch.bfloat16, by_length=True) for i in range(min(COUNTED, len(plan)))
+    ]
+    counted = [gflop(step) for step in steps]
     return len(plan) * statistics.mean(counted)
 
 

@@ -55,13 +55,15 @@ def batch(data: SequenceData, rows: int = BATCH, device: str = "cpu") -> Tensor:
     return BatchPlan(windows, min(rows, len(windows)), seed=0, epoch=0, bucket=False)[0].to(device)
 
 
-def ensemble_step(model: EnsembleKD, item_ids: Tensor, dtype: torch.dtype = torch.float32) -> Step:
+def ensemble_step(
+    model: EnsembleKD, item_ids: Tensor, dtype: torch.dtype = torch.float32, *, by_length: bool = False
+) -> Step:
     """Loss, backward, optimizer, as ``fit`` runs them (clipping apart)."""
     optimizer = RowAdamW(model.parameters())
 
     def step() -> None:
         with torch.autocast(item_ids.device.type, dtype, enabled=dtype != torch.float32):
-            total = model.loss(item_ids, validate=False).total
+            total = model.loss(item_ids, validate=False, by_length=by_length).total
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()

@@ -1,7 +1,7 @@
 """A whole training step on Beauty: forward, backward, optimizer, against the paper's way on the same batch.
 
-Both see the same windows, padded to 15. "bucketed" is what ``fit`` does beyond that: the mean over batches of similar
-length, so that padding is not computed. The terms of the loss are switched on one by one as well.
+All see the same windows, padded to 15. "by length" is what ``fit`` does beyond that on a CPU: rows of similar length
+are encoded together, so that little padding is computed. The terms of the loss are switched on one by one as well.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from benchmarks import recipes
 from benchmarks.baseline import Weights
 from benchmarks.common import Row, Step, beauty, gflop, interleaved, memory, sig
 from benchmarks.limits import matmul_gflops
-from ensemble_kd.data import BatchPlan
 
 REFERENCE, FLOAT, BFLOAT = "as the paper writes it, float32", "EnsembleKD, float32", "EnsembleKD, bfloat16"
-BUCKETED = 4  # batches of an epoch, from the shortest to the longest
+BY_LENGTH = f"{BFLOAT}, by length"
+VARIANTS = (REFERENCE, FLOAT, BFLOAT, BY_LENGTH)
 TERMS = {
     "mip": Weights(0, 0, 0, 0),
     "mip ap": Weights(1, 0, 0, 0),
@@ -36,18 +36,7 @@ def make(variant: str, d: int, views: int, rows: int, quick: bool, device: str) 
     model = recipes.ensemble(data, d, views=views, device=device)
     if variant == REFERENCE:
         return recipes.reference_step(model, item_ids)
-    return recipes.ensemble_step(model, item_ids, dtype_of(variant))
-
-
-def bucketed(d: int, views: int, quick: bool, device: str) -> tuple[Step, int]:
-    """A step on each of some batches of similar length, spread evenly over an epoch's lengths; and how many."""
-    data = beauty(quick)
-    plan = BatchPlan(data.train_windows(recipes.WINDOW).to(device), recipes.BATCH, seed=0, epoch=0, bucket=True)
-    by_length = sorted(range(len(plan)), key=lambda i: plan[i].shape[1])
-    chosen = [by_length[(2 * i + 1) * len(plan) // (2 * BUCKETED)] for i in range(BUCKETED)]
-    model = recipes.ensemble(data, d, views=views, device=device)
-    steps = [recipes.ensemble_step(model, plan[i], torch.bfloat16) for i in chosen]
-    return lambda: [step() for step in steps], len(steps)
+    return recipes.ensemble_step(model, item_ids, dtype_of(variant), by_length=variant == BY_LENGTH)
 
 
 def run(quick: bool, device: str = "cpu") -> list[Row]:
@@ -59,13 +48,11 @@ def width(d: int, quick: bool, device: str) -> list[Row]:
     """The rows of one width."""
     views, b = (2, 16) if quick else (8, recipes.BATCH)
     rows: list[Row] = []
-    variants = (REFERENCE, FLOAT, BFLOAT)
     # Before anything is held here: the reference alone needs most of a machine of 24 GiB.
-    held = {v: memory(make, (v, 8, 2, 2, True, device), (v, d, views, b, quick, device), device) for v in variants}
-    steps = {v: make(v, d, views, b, quick, device) for v in variants}
-    several, count = bucketed(d, views, quick, device)
-    found = interleaved(f"step, d={d}", {**steps, "bucketed": several}, rounds=2 if quick else 5)
-    for variant in variants:
+    held = {v: memory(make, (v, 8, 2, 2, True, device), (v, d, views, b, quick, device), device) for v in VARIANTS}
+    steps = {v: make(v, d, views, b, quick, device) for v in VARIANTS}
+    found = interleaved(f"step, d={d}", steps, rounds=2 if quick else 5)
+    for variant in VARIANTS:
         row: Row = {"d": d, "views": views, "variant": variant, **found[variant].row()}
         row |= found[variant].faster_than(found[REFERENCE])
         row |= held[variant]
@@ -73,9 +60,7 @@ def width(d: int, quick: bool, device: str) -> list[Row]:
             speed = gflop(steps[variant]) / found[variant].best * 1e3
             row["matmul_share"] = sig(speed / matmul_gflops(dtype_of(variant), quick, device), 3)
         rows.append(row)
-    mean = type(found["bucketed"])(tuple(ms / count for ms in found["bucketed"].ms))
-    row = {"d": d, "views": views, "variant": f"{BFLOAT}, bucketed", **mean.row()}
-    return [*rows, row | mean.faster_than(found[REFERENCE])]
+    return rows
 
 
 def terms(quick: bool, device: str) -> list[Row]:
