@@ -39,7 +39,7 @@ class BatchPlan:
 
     Examples:
         >>> windows = torch.tensor([[0, 0, 1], [0, 2, 3], [4, 5, 6], [0, 0, 7]])
-        >>> plan = BatchPlan(windows, batch_size=2, seed=0, epoch=0)
+        >>> plan = BatchPlan(windows, batch_size=2, seed=0, epoch=0, bucket=True)
         >>> len(plan), sorted(tuple(batch.shape) for batch in plan)
         (2, [(2, 1), (2, 3)])
     """
