@@ -52,7 +52,7 @@ def ensemble(
 def batch(data: SequenceData, rows: int = BATCH, device: str = "cpu") -> Tensor:
     """A batch of windows at random, (rows, 15): nothing but the paper's padding."""
     windows = data.train_windows(WINDOW)
-    return BatchPlan(windows, min(rows, len(windows)), seed=0, epoch=0, bucket=False)[0].to(device)
+    return BatchPlan(windows, min(rows, len(windows)), seed=0, epoch=0)[0].to(device)
 
 
 def ensemble_step(

@@ -356,7 +356,9 @@ class EnsembleKD(nn.Module):
         """Weights and bias of the classes that a step scores; within, look-ups do what is cheapest beside them."""
         at_least = self.num_items + 2
         if self.ranks.sharded:  # gradients are averaged in shards, which are dense
-            yield self.classifier_weights() if draw.candidates is None else self._dense_candidates(draw.candidates)
+            weight, bias = self.classifier_weights()
+            rows = slice(None) if draw.candidates is None else draw.candidates.items - 1
+            yield weight[:, rows], bias[:, rows]
         elif draw.candidates is not None:
             with sparse_lookups(self.encoder, at_least=at_least):
                 yield self._candidate_weights(draw.candidates)
@@ -430,10 +432,6 @@ class EnsembleKD(nn.Module):
         if own is not None:
             return take_rows(own, classes), take_rows(bias, classes)
         return take_rows(self._tied_embedding(), candidates.items).to(bias.dtype), take_rows(bias, classes)
-
-    def _dense_candidates(self, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        weight, bias = self.classifier_weights()
-        return weight.index_select(1, candidates.items - 1), bias.index_select(1, candidates.items - 1)
 
     def _tied_embedding(self) -> Tensor:
         """The item embeddings that the classifier is tied to, (n, v + 2, d)."""

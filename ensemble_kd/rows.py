@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from ensemble_kd.distributed import whole
 from ensemble_kd.stacking import StackedModule
 
 
@@ -187,7 +186,7 @@ def member_norms(grad: Tensor) -> Tensor:
     """
     if not grad.is_sparse:
         norms = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))) if grad.ndim > 1 else grad.abs()
-        return whole(norms).float()
+        return norms.float()
     values = grad._values().float()
     squares = values.square().sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values.square()
     return torch.zeros(len(grad), device=grad.device).index_add_(0, grad._indices()[0], squares).sqrt()

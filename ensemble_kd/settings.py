@@ -34,7 +34,7 @@ class Settings:
         >>> from ensemble_kd.schedules import StepDecay
         >>> Settings(
         ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), transfer=None,
-        ...     max_grad_norm=None, window=None, window_step=1, bucket=True, precision="float32", exclude="history",
+        ...     max_grad_norm=None, window=None, window_step=1, by_length=True, precision="float32", exclude="history",
         ...     patience=None, output_dir=None, resume=False, checkpoint_every_s=0.0, log_every=1, callback=None,
         ...     progress=False, seed=0,
         ... )
@@ -52,7 +52,7 @@ class Settings:
     max_grad_norm: float | None
     window: int | None
     window_step: int
-    bucket: bool
+    by_length: bool
     precision: Precision
     exclude: Exclude
     patience: int | None
@@ -114,7 +114,7 @@ class Settings:
             },
             **{name: repr(getattr(self, name)) for name in ("window_step", "precision", "exclude")},
             "window": repr(window),
-            "bucket": repr(bool(self.bucket)),
+            "by_length": repr(bool(self.by_length)),
             "data": f"{data!r} with checksum {data.checksum}",
             "item_attributes": "None" if table is None else f"a table with checksum {_checksum(table)}",
             "objective": _without_addresses(model.objective),

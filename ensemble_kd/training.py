@@ -65,7 +65,7 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         if p.grad is not None and p.grad.is_sparse:
             p.grad = merge_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
-    each = [member_norms(g) for g in grads]
+    each = [whole(member_norms(g)) for g in grads]
     norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
     scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     if norms.device.type == "cpu" and bool((scale == 1).all()):
@@ -90,7 +90,7 @@ def fit(
     max_grad_norm: float | None = 5.0,
     window: int | None = None,
     window_step: int = 1,
-    bucket: bool = True,
+    by_length: bool = True,
     precision: Precision = "float32",
     exclude: Exclude = "history",
     patience: int | None = None,
@@ -106,9 +106,9 @@ def fit(
 
     With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
-    Defaults are those that did best on the validation items of Beauty (benchmarks/paper/recipes.py); the paper's own
-    are ``presets.PAPER_FIT``. Epochs, learning rate and dropout go together: a SASRec with dropout 0.1 is done after 5
-    epochs of batches of 64, a BERT4Rec on masked items takes 12 or more.
+    The default rate and schedule are those of the best runs on Beauty, epochs and batch size a middle between those of
+    its encoders, which go together with dropout: SASRec with dropout 0.1 was done after 5 epochs of batches of 64,
+    BERT4Rec on masked items took 12 or more of 256 (benchmarks/paper/recipes.py). The paper's: ``presets.PAPER_FIT``.
 
     Where ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its
     rows of each batch. Gradients are those of one process on the whole batch, save where rows depend on each other
@@ -127,8 +127,8 @@ def fit(
         max_grad_norm: clip each member's gradient norm; None: do not.
         window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
-        bucket: encode a batch's rows of similar length together (faster on a CPU, the same loss), see
-            ``EnsembleKD.loss``; batches are at random either way.
+        by_length: encode a batch's rows of similar length together (faster on a CPU, the same loss), see
+            ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
         exclude: items that validation does not rank, see ``evaluate``.
         patience: stop after so many epochs without a better validation; None: never.
@@ -169,7 +169,7 @@ def fit(
         max_grad_norm=max_grad_norm,
         window=window,
         window_step=window_step,
-        bucket=bucket,
+        by_length=by_length,
         precision=precision,
         exclude=exclude,
         patience=patience,
@@ -229,7 +229,7 @@ class _Run:
         told = self.ranks.gather_objects(settings.fingerprint(model, data, window))
         self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.loss = SpreadLoss(model, by_length=settings.bucket)
+        self.loss = SpreadLoss(model, by_length=settings.by_length)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         first = self.ranks.is_first

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"errors", "functional", "fused"},
     "objectives": {"errors", "functional", "sampling"},
     "stacking": {"errors", "functional"},
-    "rows": {"errors", "distributed", "stacking"},
+    "rows": {"errors", "stacking"},
     "metrics": {"errors", "functional"},
     "contract": {"errors", "stacking"},
     "heads": {"errors", "stacking"},

@@ -48,16 +48,14 @@ def test_what_is_written_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("batch_size", "bucket", "step", "min_len"), [(16, True, 1, 2), (5, False, 3, 1), (3, True, 2, 4)]
-)
+@pytest.mark.parametrize(("batch_size", "step", "min_len"), [(16, 1, 2), (5, 3, 1), (3, 2, 4)])
 def test_every_window_is_in_one_batch_of_one_process(
-    folder: Path, processes: int, batch_size: int, bucket: bool, step: int, min_len: int
+    folder: Path, processes: int, batch_size: int, step: int, min_len: int
 ) -> None:
     windows = MappedSequences(folder, block=BLOCK).train_windows(6, step, min_len)
     expected = DATA.train_windows(6, step, min_len)
     assert len(windows) == len(expected)
-    plans = [BlockPlan(windows, batch_size, 7, 1, bucket, (rank, processes)) for rank in range(processes)]
+    plans = [BlockPlan(windows, batch_size, 7, 1, (rank, processes)) for rank in range(processes)]
     found = [list(plan.batches()) for plan in plans]
     assert {len(batches) for batches in found} == {len(plans[0])}
     assert rows_of([batch for batches in found for batch in batches]) == rows_of([expected])
@@ -90,14 +88,6 @@ def test_an_epoch_goes_on_where_it_stopped(folder: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[start:], strict=True))
     other = next(iter(BlockPlan(windows, 8, seed=1, epoch=3).batches()))
     assert rows_of([other]) != rows_of(whole[:1])
-
-
-def test_similar_lengths_share_a_batch(folder: Path) -> None:
-    windows = MappedSequences(folder, block=BLOCK).train_windows(12)
-    columns = [
-        sum(batch.numel() for batch in BlockPlan(windows, 8, 0, 0, bucket).batches()) for bucket in (True, False)
-    ]
-    assert columns[0] < 0.9 * columns[1]
 
 
 def sasrec() -> EnsembleKD:

@@ -591,7 +591,7 @@ def test_exact_through_compiled_losses(tmp_path: Path, monkeypatch: pytest.Monke
         ({"max_grad_norm": None}, r"max_grad_norm: 5\.0 then, None now"),
         ({"window": 5}, r"window: 9 then, 5 now"),
         ({"window_step": 2}, r"window_step: 4 then, 2 now"),
-        ({"bucket": False}, r"bucket: True then, False now"),
+        ({"by_length": False}, r"by_length: True then, False now"),
         ({"precision": "bfloat16"}, r"precision: 'float32' then, 'bfloat16' now"),
         ({"exclude": "none"}, r"exclude: 'history' then, 'none' now"),
         ({"schedule": StepDecay()}, r"schedule at epoch 0: 0 then, 1 now"),

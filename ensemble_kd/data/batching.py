@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
 
-CHUNK = 50  # batches whose windows are sorted by length together
-
 
 class BatchPlan:
-    """The batches of one epoch, trimmed of the columns that are padding throughout.
+    """The batches of one epoch, at random, trimmed of the columns that are padding throughout.
+
+    Windows of similar length do not share a batch: an item of a short sequence would count more than one of a long
+    sequence, which cost SASRec on Beauty a tenth of its NDCG@10. ``EnsembleKD.loss(by_length=True)`` saves the padding.
 
     ``plan[i]`` is batch i, so an interrupted epoch goes on where it stopped: ``plan.batches(start=i)``. The same
-    (windows, batch_size, seed, epoch, bucket) give the same plan in any process. Every window is in exactly one batch.
+    (windows, batch_size, seed, epoch) give the same plan in any process. Every window is in exactly one batch.
     A last batch of one window joins the batch before it, since contrastive losses need two. The windows may live on
     an accelerator: their lengths are read once, here, and no batch waits for the device.
 
@@ -27,10 +28,6 @@ class BatchPlan:
         batch_size: windows in a batch.
         seed: non-negative.
         epoch: non-negative.
-        bucket: False: batches at random. True: windows of similar length share a batch, so that little padding is
-            computed, but items of short sequences then count more than others: it cost SASRec on Beauty a tenth of
-            its NDCG@10, so ``fit`` does without. The windows are shuffled, sorted by length within chunks of 50
-            batches, and the batches shuffled.
         at_least: a last batch of fewer windows joins the batch before it, unless all batches are as small.
         part: (rank, number of processes): of each batch, every so many-th row is this process's.
 
@@ -38,10 +35,10 @@ class BatchPlan:
         EnsembleKDError: for windows that are not (w, l) int64 with w, l >= 1, or a number out of range.
 
     Examples:
-        >>> windows = torch.tensor([[0, 0, 1], [0, 2, 3], [4, 5, 6], [0, 0, 7]])
-        >>> plan = BatchPlan(windows, batch_size=2, seed=0, epoch=0, bucket=True)
-        >>> len(plan), sorted(tuple(batch.shape) for batch in plan)
-        (2, [(2, 1), (2, 3)])
+        >>> windows = torch.tensor([[0, 0, 1], [0, 2, 3], [0, 5, 6], [0, 0, 7]])
+        >>> plan = BatchPlan(windows, batch_size=4, seed=0, epoch=0)
+        >>> [tuple(batch.shape) for batch in plan]
+        [(4, 2)]
     """
 
     def __init__(
@@ -50,7 +47,6 @@ class BatchPlan:
         batch_size: int,
         seed: int,
         epoch: int,
-        bucket: bool = False,
         at_least: int = 2,
         part: tuple[int, int] = (0, 1),
     ) -> None:
@@ -68,16 +64,10 @@ class BatchPlan:
 
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(rows)
-        if bucket:
-            for start in range(0, rows, CHUNK * batch_size):
-                chunk = order[start : start + CHUNK * batch_size]
-                order[start : start + CHUNK * batch_size] = chunk[np.argsort(lengths[chunk], kind="stable")]
         bounds = [*range(0, rows, batch_size), rows]
         if batch_size >= at_least and len(bounds) > 2 and bounds[-1] - bounds[-2] < at_least:
             del bounds[-2]
         self._spans = list(itertools.pairwise(bounds))
-        if bucket:
-            self._spans = [self._spans[i] for i in rng.permutation(len(self._spans))]
         self._widths = [int(lengths[order[start:stop]].max()) for start, stop in self._spans]
         self._order = torch.from_numpy(order).to(windows.device)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.data.batching import CHUNK
 from ensemble_kd.data.mapped import MappedWindows
 from ensemble_kd.errors import EnsembleKDError
 
@@ -28,7 +27,7 @@ class BlockPlan:
     """The batches of one epoch over windows on disk, as ``BatchPlan`` has them over windows in memory.
 
     The blocks are shuffled, and read in groups of 16 a process, each by one process alone. The windows of a group are
-    shuffled, with ``bucket`` those of similar length put together, and every process spreads its own evenly over the
+    shuffled, and every process spreads its own evenly over the
     group's batches: its parts of them differ by a window at most. A batch has one width everywhere, which each
     process knows from the lengths. All of it is a function of the seed and the epoch, so an interrupted epoch goes on
     where it stopped. Every window is in exactly one batch.
@@ -38,7 +37,6 @@ class BlockPlan:
         batch_size: windows in a batch of all processes, about.
         seed: non-negative.
         epoch: non-negative.
-        bucket: put windows of similar length together, see ``BatchPlan``.
         part: (rank, number of processes) of this one.
 
     Raises:
@@ -61,14 +59,13 @@ class BlockPlan:
         batch_size: int,
         seed: int,
         epoch: int,
-        bucket: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         where, (_, processes) = "BlockPlan", part
         for name, value, lowest in (("batch_size", batch_size, processes), ("seed", seed, 0), ("epoch", epoch, 0)):
             if value < lowest:
                 raise EnsembleKDError(where, f"{name} >= {lowest}", value, "Pass a larger one.")
-        self.windows, self.bucket, self.part = windows, bucket, part
+        self.windows, self.part = windows, part
         self._seed = [seed, epoch]
         counts = windows.counts
         filled = counts.nonzero()[0]
@@ -101,9 +98,6 @@ class BlockPlan:
             lengths = np.concatenate([self.windows.spans(block)[1].numpy() for block in shard])
             cuts = np.arange(group.batches + 1) * len(lengths) // group.batches
             order = np.random.default_rng([*self._seed, number, rank]).permutation(len(lengths))
-            for first in range(0, group.batches if self.bucket else 0, CHUNK):
-                part = slice(cuts[first], cuts[min(first + CHUNK, group.batches)])
-                order[part] = order[part][np.argsort(lengths[order[part]], kind="stable")]
             widths = np.maximum(widths, np.maximum.reduceat(lengths[order], cuts[:-1]))
             if rank == self.part[0]:
                 rows = [torch.from_numpy(order[low:high]) for low, high in pairwise(cuts)]
@@ -115,8 +109,7 @@ class BlockPlan:
         own_lengths = torch.cat([length for _, length in spans])
         width = self.windows.max_len
         sliding = torch.nn.functional.pad(torch.cat(items), (width, 0)).unfold(0, width, 1)
-        turns = np.random.default_rng([*self._seed, number]).permutation(group.batches)
-        for i in turns[start:] if self.bucket else range(start, group.batches):
+        for i in range(start, group.batches):
             batch = sliding[ends[rows[i]]]
             batch.masked_fill_(torch.arange(width) < (width - own_lengths[rows[i]])[:, None], 0)
             yield batch[:, width - int(widths[i]) :]
