@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ensemble_kd.data.sequences import SequenceData
@@ -123,11 +122,10 @@ class _Student(EnsembleKD):
         teacher.eval()
         try:
             with torch.no_grad():
-                states = teacher._encode_by_length(rearrange(draw.inputs, "m b l -> (m b) l"))
+                states = teacher._pack(draw.inputs, by_length=True)
         finally:
             teacher.train(training)
-        flat = rearrange(states, "n b l d -> n (b l) d") if states.ndim == 4 else states
-        return query_vectors(flat.index_select(1, at))[:, :-1]
+        return query_vectors(states.at(at))[:, :-1]
 
     def _item_losses(
         self, draw: Draw, hidden: Tensor, classifier: tuple[Tensor, Tensor], product_dtype: torch.dtype

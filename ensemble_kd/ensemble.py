@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ensemble_kd import functional as ekd
@@ -22,6 +21,7 @@ from ensemble_kd.fused_attributes import attribute_losses
 from ensemble_kd.heads import Heads
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
+from ensemble_kd.packing import Packed, pack
 from ensemble_kd.rows import inner_rows, share_table, sparse_lookups, take_rows
 from ensemble_kd.sampling import Candidates, sampled_item_losses
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
@@ -281,25 +281,13 @@ class EnsembleKD(nn.Module):
         check_output(out, item_ids, newest_only=self.newest_only)
         return out
 
-    def _encode_by_length(self, item_ids: Tensor) -> Tensor:
-        """Hidden states as of ``_encode``, zero at padding: rows of similar length (up to a factor of 2) together.
-
-        Batches of similar length would save as much, but then an item of a short sequence counts more than one of a
-        long sequence: SASRec on Beauty lost a tenth of its NDCG@10 by them (README).
-        """
-        width = item_ids.shape[1]
-        if item_ids.device.type != "cpu" or self.encoder.mixes_rows:
-            return self._encode(item_ids)  # elsewhere lengths would have to be reported to the host
-        lengths = width - (item_ids != 0).to(torch.uint8).argmax(dim=1)
-        kinds = lengths.clamp(min=4).double().log2().ceil().long()
-        order = kinds.argsort(stable=True)
-        parts = []
-        for rows in order.split(kinds.bincount().tolist()):
-            if len(rows):
-                longest = int(lengths[rows].max())
-                out = self._encode(item_ids[rows, width - longest :])
-                parts.append(out if self.newest_only else nn.functional.pad(out, (0, 0, width - longest, 0)))
-        return torch.cat(parts, dim=1).index_select(1, order.argsort())
+    def _pack(self, item_ids: Tensor, *, by_length: bool) -> Packed:
+        """Hidden states of k copies of sequences (k, b, l); by length where the host sees lengths and rows are free."""
+        return pack(
+            self._encode,
+            item_ids,
+            by_length=by_length and item_ids.device.type == "cpu" and not self.encoder.mixes_rows,
+        )
 
     def loss(
         self,
@@ -339,16 +327,12 @@ class EnsembleKD(nn.Module):
         anchored = any("anchor" in term.needs for _, term in named.values())
         # Where views are unmasked and nothing contrasts them with the anchor, view 0 is the anchor.
         separate = anchored and not (self.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
-        inputs = rearrange(draw.inputs, "m b l -> (m b) l")
         with self._step_classifier(draw) as classifier:
-            rows_in = torch.cat([inputs, draw.anchor]) if separate else inputs
-            hidden = self._encode_by_length(rows_in) if by_length else self._encode(rows_in)
-        rows = [m * len(item_ids), len(item_ids) if separate else 0]
-        product_dtype = _product_dtype(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            views, anchor = hidden.split(rows, dim=1)
-            if not separate:
-                anchor = views[:, : len(item_ids)]
+            copies = torch.cat([draw.inputs, draw.anchor[None]]) if separate else draw.inputs
+            hidden = self._pack(copies, by_length=by_length)
+        views, anchor = hidden.copies(slice(m)), hidden.copies(slice(m, None) if separate else slice(1))
+        product_dtype = _product_dtype(hidden.flat)
+        with torch.autocast(item_ids.device.type, enabled=False):
             return self._losses_of(draw, views, anchor, classifier, product_dtype=product_dtype)
 
     @contextmanager
@@ -375,15 +359,14 @@ class EnsembleKD(nn.Module):
     def _losses_of(
         self,
         draw: Draw,
-        views: Tensor,
-        anchor: Tensor,
+        views: Packed,
+        anchor: Packed,
         classifier: tuple[Tensor, Tensor],
         *,
         product_dtype: torch.dtype,
     ) -> Step:
         named, m = self._terms, self.objective.views
-        flat = rearrange(views, "n b l d -> n (b l) d") if views.ndim == 4 else views
-        main = self._item_losses(draw, flat.index_select(1, draw.positions), classifier, product_dtype)
+        main = self._item_losses(draw, views.at(draw.positions), classifier, product_dtype)
         shares = self._shares(draw, main.total.dtype)
         if shares is not None:
             main = ItemLosses(*(shares[0] * part for part in main))
@@ -394,7 +377,7 @@ class EnsembleKD(nn.Module):
             value = self._attribute_loss(draw, anchor, product_dtype)
             value = value if shares is None else shares[1] * value
             total, terms["ap"] = total + named["ap"][0] * value, value.detach()
-        for name, value in self._contrastive_losses(draw, views, anchor).items():
+        for name, value in self._contrastive_losses(views, anchor).items():
             # All processes have computed it, with the members of all: their sum is to hold it once.
             total, terms[name] = total + named[name][0] * value, value.detach() / self.ranks.member_size
         return Step(total, self.ranks.reduced(terms))
@@ -439,39 +422,37 @@ class EnsembleKD(nn.Module):
         assert embedding is not None
         return embedding
 
-    def _attribute_loss(self, draw: Draw, anchor: Tensor, product_dtype: torch.dtype) -> Tensor:
+    def _attribute_loss(self, draw: Draw, anchor: Packed, product_dtype: torch.dtype) -> Tensor:
         assert self.attribute_table is not None
-        if anchor.ndim == 4:
-            anchor = rearrange(anchor, "n b l d -> n (b l) d")
         items = draw.anchor_items.flatten()
         real = items != 0
         if selects(items):
             kept = real.nonzero()[:, 0]
-            anchor, items, real = anchor.index_select(1, kept), items[kept], real[kept]
+            states, items, real = anchor.at(kept), items[kept], real[kept]
+        else:
+            states = anchor.flat
         weight, bias = self.attribute_classifier.weight, self.attribute_classifier.bias
         assert weight is not None
         return attribute_losses(
-            anchor, weight, bias, self.attribute_table[items], real, product_dtype=product_dtype
+            states, weight, bias, self.attribute_table[items], real, product_dtype=product_dtype
         ).sum()
 
-    def _contrastive_losses(self, draw: Draw, views: Tensor, anchor: Tensor) -> dict[LossName, Tensor]:
+    def _contrastive_losses(self, views: Packed, anchor: Packed) -> dict[LossName, Tensor]:
         values: dict[LossName, Tensor] = {}
         for name, (_, term) in self._terms.items():
             if name in values or not isinstance(term, ICL | CCL):
                 continue
-            anchors = ekd.pool_sequence(*_positions_of(anchor, draw.anchor), pool=term.pool)
-            pooled = ekd.pool_sequence(*_positions_of(views, draw.inputs.flatten(0, 1)), pool=term.pool)
-            pooled = rearrange(pooled, "n (m b) e -> n m b e", m=self.objective.views)
-            dtype = torch.float64 if anchors.dtype == torch.float64 else torch.float32
-            anchors, pooled = anchors.to(dtype), pooled.to(dtype)
             if self.ranks.size > 1:
-                gathered = self.ranks.gather_rows(torch.cat([anchors[:, None], pooled], dim=1), dim=2)
-                gathered = self.ranks.gather_members(gathered)
-                anchors, pooled = gathered[:, 0], gathered[:, 1:]
-            both = ekd.contrast(anchors, pooled, temperature=term.temperature, variant=term.variant)
-            values[name] = both.icl if name == "icl" else both.ccl
+                both = torch.cat([anchor.pooled(term.pool), views.pooled(term.pool)], dim=1)
+                both = self.ranks.gather_members(self.ranks.gather_rows(_at_least_float(both), dim=2))
+                anchors, others = [both[:, 0]], [both[:, 1:]]
+            else:
+                anchors = [_at_least_float(group[:, 0]) for group in anchor.by_group(term.pool)]
+                others = [_at_least_float(group) for group in views.by_group(term.pool)]
+            found = ekd.contrast(anchors, others, temperature=term.temperature, variant=term.variant)
+            values[name] = found.icl if name == "icl" else found.ccl
             if self._one_contrast:
-                values["icl"], values["ccl"] = both
+                values["icl"], values["ccl"] = found
         return values
 
     def member_scores(self, item_ids: Tensor) -> Tensor:
@@ -624,11 +605,8 @@ def default_losses(*, with_attributes: bool) -> Loss:
     return 0.2 * AP() + transfer if with_attributes else transfer
 
 
-def _positions_of(hidden: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states with their mask of real positions; one vector a sequence counts as one position."""
-    if hidden.ndim == 3:
-        return hidden[:, :, None], item_ids[:, -1:] != 0
-    return hidden, item_ids != 0
+def _at_least_float(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:

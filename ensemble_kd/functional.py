@@ -10,6 +10,7 @@ Source: Du et al., "Ensemble Modeling with Contrastive Knowledge Distillation fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -132,8 +133,8 @@ class Contrast(NamedTuple):
 
 
 def contrast(
-    anchors: Tensor,
-    views: Tensor,
+    anchors: Tensor | Sequence[Tensor],
+    views: Tensor | Sequence[Tensor],
     *,
     temperature: float,
     variant: Variant = "paper",
@@ -149,8 +150,10 @@ def contrast(
     denominator for k = u.
 
     Args:
-        anchors: (n, b, e) representations of the original sequences.
-        views: (n, m, b, e) representations of the augmented sequences.
+        anchors: (n, b, e) representations of the original sequences. Where users have unequally many features, as the
+            flattened states of sequences of unequal length, they may come in groups, as a list of (n, r, e) with e of
+            each group's own: they count as filled up with zeros in front, but those are not computed.
+        views: (n, m, b, e) representations of the augmented sequences; in groups as the anchors are.
         temperature: tau.
         variant: "paper" or "reference_code".
 
@@ -166,7 +169,9 @@ def contrast(
         >>> round(icl.item(), 6), ccl.item()
         (-2.0, 0.0)
     """
-    n, b, _ = anchors.shape
+    own = [F.normalize(group, dim=-1) for group in ([anchors] if isinstance(anchors, Tensor) else anchors)]
+    seen = [F.normalize(group, dim=-1) for group in ([views] if isinstance(views, Tensor) else views)]
+    n, b = len(own[0]), sum(group.shape[1] for group in own)
     if b < 2:
         raise EnsembleKDError(
             "contrastive loss",
@@ -174,12 +179,12 @@ def contrast(
             f"{b}",
             "There are no negatives otherwise: use a larger batch, or leave ICL and CCL out.",
         )
-    anchors = F.normalize(anchors, dim=-1)
-    views = F.normalize(views, dim=-1)
-    flat = rearrange(anchors, "n b e -> (n b) e")
-    between = rearrange(flat @ flat.T, "(x u) (y k) -> x y u k", x=n, y=n) / temperature
-    positive = einsum(anchors, views, "x u e, y m u e -> x y m u") / temperature
-    itself = torch.eye(b, dtype=torch.bool, device=anchors.device)
+    between = _all_cosines(own) / temperature
+    positive = (
+        torch.cat([einsum(a, p, "x u e, y m u e -> x y m u") for a, p in zip(own, seen, strict=True)], dim=-1)
+        / temperature
+    )
+    itself = torch.eye(b, dtype=torch.bool, device=between.device)
     if variant == "paper":
         negatives = between.masked_fill(itself, -torch.inf).logsumexp(dim=-1)
         per_user = (negatives[:, :, None] - positive).sum(dim=2)
@@ -193,6 +198,20 @@ def contrast(
     # A masked sum rather than total - icl, so that ccl is exactly 0 for one member and loses no digits otherwise.
     ccl = pairs.masked_fill(torch.eye(n, dtype=torch.bool, device=pairs.device), 0.0).sum()
     return Contrast(icl, ccl)
+
+
+def _all_cosines(groups: Sequence[Tensor]) -> Tensor:
+    """Inner products (x, y, u, k) of unit vectors in groups (n, r, e), of which two share the last features."""
+    n = len(groups[0])
+    flat = [rearrange(group, "n r e -> (n r) e") for group in groups]
+    blocks: dict[tuple[int, int], Tensor] = {}
+    for i, one in enumerate(flat):
+        for j, other in enumerate(flat[: i + 1]):
+            e = min(one.shape[1], other.shape[1])
+            product = rearrange(one[:, -e:] @ other[:, -e:].T, "(x u) (y k) -> x y u k", x=n, y=n)
+            blocks[i, j], blocks[j, i] = product, rearrange(product, "x y u k -> y x k u")
+    rows = [torch.cat([blocks[i, j] for j in range(len(flat))], dim=3) for i in range(len(flat))]
+    return torch.cat(rows, dim=2)
 
 
 def attribute_cross_entropy(logits: Tensor, attributes: Tensor, real: Tensor) -> Tensor:
