@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.data.sequences import SequenceData
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, Step
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.fused import ItemLosses
 from ensemble_kd.fused_distillation import distillation_losses
 from ensemble_kd.losses import AP, KD, Loss, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective
 from ensemble_kd.serving import item_vectors, query_vectors
+from ensemble_kd.settings import checksum
 from ensemble_kd.training import FitResult, fit
 
 
@@ -36,6 +37,7 @@ def distill(
     losses: Loss | None = None,
     objective: Objective | None = None,
     classifier: str | None = None,
+    spliced: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> Distilled:
@@ -44,16 +46,21 @@ def distill(
     The teacher is the ensemble's mean of logits (Eq. 20), in evaluation mode, on the very inputs that the student
     reads; its gradient is that of KD (Eqs. 16–18) with one teacher, computed by tiles like the ensemble's own.
 
+    On the sequences that it was trained on a teacher knows the answers, and says little of what else it has learned.
+    So the student learns from what it says to as many ``splice``d sequences as well: a teacher needs no targets.
+    (Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022, do so with images.)
+
     Args:
         ensemble: trained; it stays as it is, and has to be where the student is to be trained.
         student_fn: ``() -> nn.Module``, an encoder as for ``EnsembleKD``, of any kind and width that reads what the
             members read.
         data: what the student learns from, usually what the ensemble did.
         n: how many students; several, each with weights and dropout of its own, make an ensemble of better members.
-        losses: ``KD`` with its weight and temperature, and ``AP`` where wanted. Default: ``KD(temperature=1.0)``, and
-            AP as the ensemble has it.
+        losses: ``KD`` with its weight and temperature, and ``AP`` where wanted. Default: ``10 * KD(temperature=1.0)``,
+            and AP as the ensemble has it.
         objective: default: the ensemble's, over all items.
         classifier: default: the ensemble's.
+        spliced: learn from spliced sequences, too, which takes a step twice as long; the loss is the mean of both.
         seed: of the student's weights and, unless ``options`` has another, of the run.
         options: of ``fit``: epochs, lr, window, precision, output_dir, ...
 
@@ -76,10 +83,11 @@ def distill(
     own = terms_by_name(ensemble.losses).get("ap")
     with_ap = own is not None and data.item_attributes is not None
     if losses is None:
-        losses = KD(temperature=1.0) + own[0] * AP() if own is not None and with_ap else KD(temperature=1.0)
+        kd = 10 * KD(temperature=1.0)
+        losses = kd + own[0] * AP() if own is not None and with_ap else kd
     named = terms_by_name(losses)
     if "kd" not in named or named.keys() & {"icl", "ccl"}:
-        fix = "Pass losses=KD(temperature=1.0), or that and AP()."
+        fix = "Pass losses=10 * KD(temperature=1.0), or that and AP()."
         raise EnsembleKDError("distill", "losses with KD, and AP at most", repr(losses), fix)
     chosen = ensemble.objective if objective is None else objective
     if isinstance(chosen, MaskedItem | NextItem) and chosen.negatives is not None:
@@ -100,20 +108,78 @@ def distill(
         classifier=ensemble.classifier if classifier is None else classifier,
         seed=seed,
     ).to(ensemble.device)
-    student.learn_from(ensemble)
+    student.learn_from(ensemble, spliced=spliced)
     result = fit(student, data, **{"seed": seed, **options})
     return Distilled(student.alone(), result)
+
+
+def splice(item_ids: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Sequences that begin as one of the batch and end as another: the newest items of each row, of another row before.
+
+    Of each row of T items the newest 1..T are kept, in front of which stands another row without some of its newest.
+
+    Args:
+        item_ids: (b, l) int64, padded with 0 on the left.
+        generator: source of randomness, on the device of ``item_ids``; None: torch's global one.
+
+    Returns:
+        (b, l) int64, padded with 0 on the left; what does not fit is cut off there.
+
+    Examples:
+        >>> spliced = splice(torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]]))
+        >>> spliced.shape, spliced[:, -1].tolist()
+        (torch.Size([2, 5]), [3, 8])
+    """
+    (b, length), device = item_ids.shape, item_ids.device
+    column, count = torch.arange(length, device=device), (item_ids != 0).sum(dim=1)
+    share = torch.rand(2, b, 1, generator=generator, device=device)
+    other = torch.randperm(b, generator=generator, device=device)
+    kept = ((share[0] * count[:, None]).long() + 1).minimum(count[:, None])
+    left_out = (share[1] * count[other, None]).long()
+    at = column + kept - left_out  # the column of the other row, whose newest that stays is to end where this begins
+    before = item_ids[other].gather(1, at.clamp(0, length - 1)).masked_fill(at < 0, 0)
+    return torch.where(column >= length - kept, item_ids, before)
+
+
+_TEACHING = ("_teacher", "_keys", "_spliced", "_ce_share")  # what a student has beyond an ordinary network
 
 
 class _Student(EnsembleKD):
     """Networks whose KD has a teacher outside of them."""
 
-    def learn_from(self, teacher: EnsembleKD) -> None:
+    def learn_from(self, teacher: EnsembleKD, *, spliced: bool) -> None:
         # Past nn.Module's registry: the teacher's weights are neither trained nor saved with the student.
         self.__dict__["_teacher"] = teacher
         with torch.no_grad():
             vectors = item_vectors(*teacher.classifier_weights())
         self.__dict__["_keys"] = (vectors[:, :-1].contiguous(), vectors[:, -1].contiguous())
+        self._spliced, self._ce_share = spliced, 1.0
+
+    def _told(self) -> dict[str, str]:
+        return {
+            "teacher": f"item vectors with checksum {checksum(self.__dict__['_keys'][0])}",
+            "spliced": repr(self._spliced),
+        }
+
+    def loss(
+        self,
+        item_ids: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        validate: bool = True,
+        by_length: bool = False,
+    ) -> Step:
+        """As of ``EnsembleKD``; with spliced sequences the mean of both, the terms those of the real ones."""
+        real = super().loss(item_ids, generator=generator, validate=validate, by_length=by_length)
+        if not self._spliced:
+            return real
+        self._ce_share = 0.0  # nobody has had such a sequence: there is nothing to predict but what the teacher says
+        try:
+            mixed = splice(item_ids, generator=generator)
+            made = super().loss(mixed, generator=generator, validate=False, by_length=by_length)
+        finally:
+            self._ce_share = 1.0
+        return Step((real.total + made.total) / 2, real.terms)
 
     def _teach(self, draw: Draw, at: Tensor) -> Tensor:
         """The teacher's states at the target positions ``at`` of the views, members side by side: (t, n d)."""
@@ -147,7 +213,7 @@ class _Student(EnsembleKD):
                 key_bias.to(weight.dtype),
                 draw.targets - 1,
                 valid=draw.valid,
-                ce_weight=float(m),  # views have equally many targets: a sum of means is m times the mean over all
+                ce_weight=m * self._ce_share,  # views have equally many targets: a sum of means is m times the mean
                 kd_weight=kd_weight * m,
                 temperature=kd.temperature,
                 scale_by_temperature_squared=kd.scale_by_temperature_squared,
@@ -162,7 +228,7 @@ class _Student(EnsembleKD):
     def alone(self) -> EnsembleKD:
         """The same networks without a teacher, an ordinary ensemble."""
         plain = EnsembleKD.__new__(EnsembleKD)
-        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_teacher", "_keys")})
+        plain.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _TEACHING})
         own = terms_by_name(self.losses).get("ap")
         plain.losses = own[0] * own[1] if own is not None else 0
         return plain

@@ -232,6 +232,10 @@ class EnsembleKD(nn.Module):
     def __len__(self) -> int:
         return len(self.encoder) * self.ranks.member_size
 
+    def _told(self) -> dict[str, str]:
+        """What else has to be the same for a run to go on, by name; for subclasses."""
+        return {}
+
     def extra_repr(self) -> str:
         """What ``repr`` shows of the ensemble."""
         chosen = ", ".join(f"{where}: {what}" for where, what in self.backend.items())

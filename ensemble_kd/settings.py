@@ -116,12 +116,13 @@ class Settings:
             "window": repr(window),
             "by_length": repr(bool(self.by_length)),
             "data": f"{data!r} with checksum {data.checksum}",
-            "item_attributes": "None" if table is None else f"a table with checksum {_checksum(table)}",
+            "item_attributes": "None" if table is None else f"a table with checksum {checksum(table)}",
             "objective": _without_addresses(model.objective),
             "losses": _without_addresses(model.losses),
             "backend": repr(model.encoder.requested_backend),
             **({"processes": str(model.ranks)} if model.ranks.size > 1 else {}),
             **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
+            **model._told(),
             **_encoders(model),
         }
 
@@ -173,7 +174,14 @@ def _encoders(model: EnsembleKD) -> dict[str, str]:
     return told
 
 
-def _checksum(tensor: Tensor) -> str:
+def checksum(tensor: Tensor) -> str:
+    """Of a tensor's values, eight digits.
+
+    Examples:
+        >>> import torch
+        >>> checksum(torch.zeros(2)) == checksum(torch.zeros(1, 2)) != checksum(torch.ones(2))
+        True
+    """
     return f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
 
 

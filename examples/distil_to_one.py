@@ -36,10 +36,11 @@ def request_ms(model: EnsembleKD, data: SequenceData, requests: int = 200) -> fl
 if __name__ == "__main__":
     parser = flags(__doc__, output="runs/distil", views=1, batch_size=64, epochs=6, lr=2e-3, dropout=0.3)
     parser.add_argument("--num-layers", type=int, default=2)
-    parser.add_argument("--kd-weight", type=float, default=2.0, help="of KD from the ensemble to the student")
+    parser.add_argument("--kd-weight", type=float, default=10.0, help="of KD from the ensemble to the student")
     parser.add_argument("--kd-temperature", type=float, default=1.0, help="of KD from the ensemble to the student")
     parser.add_argument("--student-epochs", type=int, help="default: as many as the ensemble's")
     parser.add_argument("--student-dropout", type=float, help="default: the ensemble's")
+    parser.add_argument("--no-spliced", action="store_true", help="let the student learn on real sequences alone")
     args = parser.parse_args()
     data, objective = sequences(args), NextItem(views=args.views)
 
@@ -66,6 +67,7 @@ if __name__ == "__main__":
         lambda: encoder(dropout),
         data,
         losses=kd if data.item_attributes is None or not args.ap else kd + args.ap * AP(),
+        spliced=not args.no_spliced,
         **{**options, "epochs": args.student_epochs or args.epochs},
         output_dir=args.output / "student",
         resume=resume,

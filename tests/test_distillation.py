@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ensemble_kd import AP, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd import AP, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, distillation
 from ensemble_kd.data import synthetic
-from ensemble_kd.distillation import distill
+from ensemble_kd.distillation import distill, splice
 from ensemble_kd.encoders import BERT4Rec, GRU4Rec, SASRec
 from ensemble_kd.fused_distillation import distillation_losses
+from ensemble_kd.schedules import StepDecay
 
 DATA = synthetic(num_users=120, num_items=90)
 
@@ -129,6 +130,76 @@ def test_a_teacher_that_is_the_student_teaches_nothing() -> None:
     assert abs(found.kd.item()) < 1e-12
     for grad in torch.autograd.grad(found.total, (parts["hidden"], parts["weight"], parts["bias"])):
         assert grad.abs().max() < 1e-12
+
+
+@given(lengths=st.lists(st.integers(0, 7), min_size=1, max_size=6), width=st.integers(7, 9), seed=st.integers(0, 999))
+def test_spliced_rows_begin_as_one_row_and_end_as_another(lengths: list[int], width: int, seed: int) -> None:
+    rows = [[10 * i + j for j in range(1, length + 1)] for i, length in enumerate(lengths, start=1)]
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    made = splice(ids, generator=torch.Generator().manual_seed(seed)).tolist()
+    assert len(made) == len(rows)
+    before = []
+    for own, row in zip(rows, made, strict=True):
+        items = [item for item in row if item]
+        assert row == [0] * (width - len(items)) + items  # padding stands on the left alone
+        kept = next((k for k in range(len(items), 0, -1) if items[-k:] == own[len(own) - k :]), 0)
+        assert kept >= min(1, len(own))
+        front = items[: len(items) - kept]
+        if front:
+            before.append(front[0] // 10)
+            other = rows[front[0] // 10 - 1]
+            start = other.index(front[0])
+            assert other[start : start + len(front)] == front  # a piece of the other row ...
+            assert start == 0 or len(items) == width  # ... from its beginning, as far as there is room
+    assert len(set(before)) == len(before)  # no row stands before two
+
+
+def test_splicing_differs_from_row_to_row_and_from_time_to_time() -> None:
+    ids = torch.arange(1, 2001).view(200, 10)
+    one, other = splice(ids), splice(ids)
+    assert not torch.equal(one, other)
+    kept = (one == ids).sum(dim=1)
+    assert set(kept.tolist()) == set(range(1, 11))
+    assert 4.5 < kept.double().mean() < 6.5
+
+
+def test_spliced_sequences_teach_by_what_the_teacher_says_alone(monkeypatch: Any, teacher: EnsembleKD) -> None:
+    """Where splicing changes nothing, the mean of both losses has half the cross-entropy and all of KD and AP."""
+    monkeypatch.setattr(distillation, "splice", lambda ids, generator: ids)
+    seen = []
+
+    def first_step(model: EnsembleKD, data: Any, **_: Any) -> Any:
+        ids = DATA.inputs("train", 10)
+        step = model.loss(ids, generator=torch.Generator().manual_seed(0))
+        seen.append((step.total.item(), {name: float(value) for name, value in step.terms.items()}))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distillation, "fit", first_step)
+    for spliced in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            distill(
+                teacher, lambda: SASRec(90, d_model=8, max_len=10, dropout=0.0), DATA,
+                losses=3 * KD(temperature=2.0) + 0.5 * AP(), spliced=spliced,
+            )  # fmt: skip
+    (both, terms), (alone, same) = seen
+    assert terms == same
+    assert both == pytest.approx(terms["nip"] / 2 + 3 * terms["kd"] + 0.5 * terms["ap"], rel=1e-5)
+    assert alone == pytest.approx(terms["nip"] + 3 * terms["kd"] + 0.5 * terms["ap"], rel=1e-5)
+
+
+def test_a_run_goes_on_only_with_its_own_teacher(tmp_path: Any, teacher: EnsembleKD) -> None:
+    def encoder() -> SASRec:
+        return SASRec(90, d_model=4, max_len=10)
+
+    options: dict[str, Any] = {"window_step": 8, "progress": False, "output_dir": tmp_path}
+    options["schedule"] = StepDecay()
+    distill(teacher, encoder, DATA, epochs=1, **options)
+    other = EnsembleKD(lambda: SASRec(90, d_model=8, max_len=10), n=3, item_attributes=DATA.item_attributes, seed=1)
+    with pytest.raises(EnsembleKDError, match=r"resume: .* got teacher: item vectors with checksum .* then, "):
+        distill(other, encoder, DATA, epochs=2, resume=True, **options)
+    with pytest.raises(EnsembleKDError, match="got spliced: True then, False now"):
+        distill(teacher, encoder, DATA, epochs=2, resume=True, spliced=False, **options)
+    assert len(distill(teacher, encoder, DATA, epochs=2, resume=True, **options).result.history) == 2
 
 
 @pytest.fixture(scope="module")
