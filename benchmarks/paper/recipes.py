@@ -168,7 +168,7 @@ def recipe(scale: Scale, dataset: str, encoder: str) -> dict[str, Any]:
 CPU: dict[str, dict[str, Any]] = {
     "SASRec": {"d_model": 128, "dropout": 0.1, "epochs": 5},
     "GRU4Rec": {"d_model": 128, "dropout": 0.3, "epochs": 7},
-    "Caser": {"dropout": 0.2, "epochs": 6},
+    "Caser": {"d_model": 128, "dropout": 0.3, "epochs": 7},
     "BERT4Rec": {
         "dropout": 0.2,
         "epochs": 12,
