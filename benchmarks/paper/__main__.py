@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 
 def cost(run: Run) -> float:
     """Computation of a run in units of its own encoder's epochs, for the estimate alone."""
-    return run.epochs * run.n * run.views * run.d_model / 64 * (run.num_layers / 2)
+    epochs = run.epochs + 2 * run.student_epochs  # whose steps read spliced sequences, too
+    return epochs * run.n * run.views * run.d_model / 64 * (run.num_layers / 2)
 
 
 def remaining_s(todo: Sequence[Run], done: Mapping[str, store.Record]) -> float | None:
@@ -82,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"run {len(wanted) - len(todo) + 1} of {len(wanted)}: {run.key}{estimate}", flush=True)
             record = train(run, load(run.dataset, args.data_dir), folder, code=code)
             store.append(args.results, run, record)
-            for name in ("best.pt", "last.pt"):  # what the results keep is enough, and a study has many runs
-                (folder / name).unlink(missing_ok=True)
+            for checkpoint in folder.rglob("*.pt"):  # what the results keep is enough, and a study has many runs
+                checkpoint.unlink()
             print(f"  {record['test']['ensemble']} in {record['wall_s']:.0f} s", flush=True)
     path = report.write(args.report, args.scale, tables, store.read(args.results))
     print(path)

@@ -55,6 +55,7 @@ class Run:
     kd_temperature: float = 0.3
     transfer_from: float = 0.0  # share of the run up to which ICL, CCL and KD weigh nothing ...
     transfer_full: float = 0.0  # ... and from which on they weigh all
+    student_epochs: int = 0  # of n students that the trained ensemble teaches, and that then stand in its place
     batch_size: int = 64
     lr: float = 2e-3
     schedule: str = "cosine"
@@ -87,26 +88,26 @@ class Run:
         terms = [weight * term for weight, term in weighted if weight]
         return sum(terms[1:], start=terms[0]) if terms else 0
 
+    def encoder_fn(self, data: SequenceData) -> Callable[[], nn.Module]:
+        """What makes a member."""
+        layers = {"num_layers": self.num_layers} if self.encoder in ("SASRec", "BERT4Rec") else {}
+        return lambda: ENCODERS[self.encoder](
+            data.num_items,
+            d_model=self.d_model,
+            max_len=self.window + self.masked,  # and the [mask] that asks for the next item
+            dropout=self.dropout,
+            **layers,
+        )
+
     def model(self, data: SequenceData) -> EnsembleKD:
         """The untrained ensemble."""
-        layers = {"num_layers": self.num_layers} if self.encoder in ("SASRec", "BERT4Rec") else {}
-
-        def encoder() -> nn.Module:
-            return ENCODERS[self.encoder](
-                data.num_items,
-                d_model=self.d_model,
-                max_len=self.window + self.masked,  # and the [mask] that asks for the next item
-                dropout=self.dropout,
-                **layers,
-            )
-
         objective = (
             MaskedItem(self.mask_ratio, self.views, self.newest, self.negatives)
             if self.masked
             else NextItem(self.views, self.mask_ratio, self.negatives)
         )
         return EnsembleKD(
-            encoder,
+            self.encoder_fn(data),
             self.n,
             objective=objective,
             losses=self.losses(),

@@ -268,7 +268,8 @@ def _cost(tables: Sequence[Table], done: Done) -> list[str]:
                 if run.key in done and run.key not in seen:
                     seen.add(run.key)
                     record = done[run.key]
-                    minutes, epoch = sum(record["epoch_s"]) / 60, f"{record['best_epoch'] + 1} of {run.epochs}"
+                    minutes, epochs = sum(record["epoch_s"]) / 60, run.epochs + run.student_epochs
+                    epoch = f"{record['best_epoch'] + 1} of {epochs}"
                     name = f"{run.encoder}: {row.label}"
                     lines.append(f"| {name} | {record['parameters'] / 1e6:.2f} M | {minutes:.1f} | {epoch} |")
     return [*lines, ""]

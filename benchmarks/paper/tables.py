@@ -151,6 +151,7 @@ class Study:
             "ICL and CCL of 0.1, from 20 to 50 % of the run on": {"icl": 0.1, "ccl": 0.1, **late},
             "dropout 0.5, 9 epochs: EMKD": longer,
             "dropout 0.5, 9 epochs: independent": {**longer, **INDEPENDENT},
+            "three students of three independent": {**INDEPENDENT, "student_epochs": self.run(self.base, 3).epochs},
         }
         rows = [self.row(label, self.base, 3, seeds=1, **changes) for label, changes in tried.items()]
         return Table("attempts", "What was tried to make transfer help", self.dataset, tuple(rows))

@@ -12,7 +12,9 @@ from benchmarks.paper.recipes import Run
 from benchmarks.paper.store import pack
 from ensemble_kd import fit
 from ensemble_kd.data import SequenceData
+from ensemble_kd.distillation import distill
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.training import FitResult
 
 METRIC = "NDCG@10"
 
@@ -21,21 +23,23 @@ def train(run: Run, data: SequenceData, folder: Path, *, code: str) -> dict[str,
     """What the results keep of a run by revision ``code``; one that was stopped goes on from its last checkpoint."""
     model, started = run.model(data), time.monotonic()
     parameters = sum(p.numel() for p in model.parameters())
-    found = fit(
-        model,
-        data,
-        epochs=run.epochs,
-        batch_size=run.batch_size,
-        lr=run.lr,
-        window=run.fit_window,
-        window_step=run.window_step,
-        precision=run.precision,
-        output_dir=folder,
-        resume=True,
-        progress=False,
-        seed=run.seed,
-        **run.schedules(),  # type: ignore[arg-type]
-    )
+    options: dict[str, Any] = {
+        "batch_size": run.batch_size,
+        "lr": run.lr,
+        "window": run.fit_window,
+        "window_step": run.window_step,
+        "precision": run.precision,
+        "resume": True,
+        "progress": False,
+        "seed": run.seed,
+    }
+    schedules: dict[str, Any] = dict(run.schedules())
+    found = fit(model, data, epochs=run.epochs, output_dir=folder, **options, **schedules)
+    if run.student_epochs:
+        options |= {"epochs": run.student_epochs, "schedule": schedules["schedule"], "output_dir": folder / "students"}
+        model, taught = distill(model, run.encoder_fn(data), data, n=run.n, **options)
+        best_epoch = len(found.history) + taught.best_epoch
+        found = FitResult(best_epoch, taught.best, [*found.history, *taught.history])
     test = evaluate(model, data, "test", exclude="history")
     window = evaluate(model, data, "test", exclude="window")
     return {
