@@ -38,8 +38,8 @@ if __name__ == "__main__":
     parser.add_argument("--num-layers", type=int, default=2)
     parser.add_argument("--kd-weight", type=float, default=10.0, help="of KD from the ensemble to the student")
     parser.add_argument("--kd-temperature", type=float, default=1.0, help="of KD from the ensemble to the student")
-    parser.add_argument("--student-epochs", type=int, help="default: as many as the ensemble's")
-    parser.add_argument("--student-dropout", type=float, help="default: the ensemble's")
+    parser.add_argument("--student-epochs", type=int, help="default: twice the ensemble's")
+    parser.add_argument("--student-dropout", type=float, default=0.0, help="spliced sequences keep it from overfitting")
     parser.add_argument("--no-spliced", action="store_true", help="let the student learn on real sequences alone")
     args = parser.parse_args()
     data, objective = sequences(args), NextItem(views=args.views)
@@ -60,15 +60,14 @@ if __name__ == "__main__":
     alone = ensemble(args, data, factory, objective)
     fit(alone, data, **options, output_dir=args.output / "alone", resume=resume)
 
-    dropout = args.dropout if args.student_dropout is None else args.student_dropout
     kd = args.kd_weight * KD(temperature=args.kd_temperature)
     student = distill(
         teacher,
-        lambda: encoder(dropout),
+        lambda: encoder(args.student_dropout),
         data,
         losses=kd if data.item_attributes is None or not args.ap else kd + args.ap * AP(),
         spliced=not args.no_spliced,
-        **{**options, "epochs": args.student_epochs or args.epochs},
+        **{**options, "epochs": args.student_epochs or 2 * args.epochs},
         output_dir=args.output / "student",
         resume=resume,
     ).student
