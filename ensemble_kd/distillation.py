@@ -203,27 +203,21 @@ class _Student(EnsembleKD):
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=product_dtype == torch.bfloat16):
             queries = self._teach(draw, draw.positions)
         keys, key_bias = self.__dict__["_keys"]
-        found = [
-            distillation_losses(
-                one.to(weight.dtype),
-                weight[i],
-                bias[i],
-                queries.to(weight.dtype),
-                keys.to(weight.dtype),
-                key_bias.to(weight.dtype),
-                draw.targets - 1,
-                valid=draw.valid,
-                ce_weight=m * self._ce_share,  # views have equally many targets: a sum of means is m times the mean
-                kd_weight=kd_weight * m,
-                temperature=kd.temperature,
-                scale_by_temperature_squared=kd.scale_by_temperature_squared,
-                product_dtype=product_dtype,
-            )
-            for i, one in enumerate(hidden)
-        ]
-        own = torch.stack([losses.cross_entropy[0] for losses in found])
-        total = torch.stack([losses.total for losses in found]).sum()
-        return ItemLosses(total, own, torch.stack([losses.kd for losses in found]).sum())
+        return distillation_losses(
+            hidden.to(weight.dtype),
+            weight,
+            bias,
+            queries.to(weight.dtype),
+            keys.to(weight.dtype),
+            key_bias.to(weight.dtype),
+            draw.targets - 1,
+            valid=draw.valid,
+            ce_weight=m * self._ce_share,  # views have equally many targets: a sum of means is m times the mean
+            kd_weight=kd_weight * m,
+            temperature=kd.temperature,
+            scale_by_temperature_squared=kd.scale_by_temperature_squared,
+            product_dtype=product_dtype,
+        )
 
     def alone(self) -> EnsembleKD:
         """The same networks without a teacher, an ordinary ensemble."""

@@ -181,7 +181,7 @@ def _check(
             raise EnsembleKDError(_WHERE, f"targets in [0, {v})", got, "Item i of 1..v is class i - 1.")
 
 
-_TileFn = Callable[[Tensor, Tensor | None, Tensor, Tensor, float, bool, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
+_TileFn = Callable[..., tuple[Tensor, ...]]
 _status = "not tried"
 
 
@@ -195,25 +195,28 @@ def compile_status() -> str:
     return _status
 
 
-def tile_function(plan: Plan, size: int, key: tuple[object, ...]) -> _TileFn:
-    """The eager tile, or its compiled form where that is wanted and works."""
-    if plan.spread is not None:
-        return functools.partial(eager_tile, spread=plan.spread)
-    if plan.compiled is False or (plan.compiled is None and (size < _COMPILE_FROM or _status.startswith("eager"))):
-        return eager_tile
-    compiled = _compiled_tile(*key, plan.temperature, plan.with_kd, plan.with_grad)
+def tile_function(plan: Plan, size: int, key: tuple[object, ...], eager: _TileFn) -> _TileFn:
+    """A tile's pointwise part as it is, or its compiled form where that is wanted and works.
 
-    def tile(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    It takes logits (members, rows, v), bias (members, v) or None and counts (rows,) first.
+    """
+    if plan.compiled is False or (plan.compiled is None and (size < _COMPILE_FROM or _status.startswith("eager"))):
+        return eager
+    compiled = _compiled_tile(eager, *key, plan.temperature, plan.with_kd, plan.with_grad)
+
+    def tile(*args: Any) -> tuple[Tensor, ...]:
         global _status
         torch._dynamo.maybe_mark_dynamic(args[0], 1)
-        torch._dynamo.maybe_mark_dynamic(args[2], 0)
+        for by_row in args[2:]:
+            if isinstance(by_row, Tensor) and by_row.shape == args[2].shape:
+                torch._dynamo.maybe_mark_dynamic(by_row, 0)
         try:
             result = compiled(*args)
         except Exception as error:
             if plan.compiled:
                 raise
             _status = f"eager: {type(error).__name__}: {error}"
-            return eager_tile(*args)
+            return eager(*args)
         _status = "compiled"
         return result
 
@@ -221,10 +224,10 @@ def tile_function(plan: Plan, size: int, key: tuple[object, ...]) -> _TileFn:
 
 
 @functools.cache
-def _compiled_tile(*key: object) -> _TileFn:
+def _compiled_tile(eager: FunctionType, *key: object) -> _TileFn:
     """One compilation for each key: torch gives up on a function that it had to compile more than a few times."""
-    code = eager_tile.__code__.replace(co_name=f"_tile_{abs(hash(key))}")
-    clone = FunctionType(code, eager_tile.__globals__, argdefs=eager_tile.__defaults__)
+    code = eager.__code__.replace(co_name=f"_tile_{abs(hash(key))}")
+    clone = FunctionType(code, eager.__globals__, argdefs=eager.__defaults__)
     # No intermediate plane: everything is computed within the loops over a row.
     limits = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
     return torch.compile(clone, dynamic=False, options=dict.fromkeys(limits, 1 << 20))
@@ -299,8 +302,11 @@ def _walk(
 
     row_bytes = n * v * inputs.element_size()
     rows = rows_per_tile(plan, t, row_bytes, device)
-    function = tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type))
-    chunk = rows_per_chunk(rows, v, device, function)
+    if plan.spread is None:
+        function = tile_function(plan, n * t * v, (n, v, dtype, product, bias is None, device.type), eager_tile)
+    else:  # not compiled: S is added up over the processes within each tile
+        function = functools.partial(eager_tile, spread=plan.spread)
+    chunk = rows_per_chunk(rows, v, device, eager=function is eager_tile)
     tile = torch.empty(n * rows * v, dtype=product, device=device)
     # Filled on the device: copying them there would wait for it.
     scalars = (plan.ce_weight, plan.kd_weight / plan.temperature)
@@ -319,7 +325,7 @@ def _walk(
             torch.mm(inputs[i, start:stop], classifier[i].t(), out=logits[i])
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
-            losses[:, low:high], kd_rows[low:high] = run_tile(
+            losses[:, low:high], kd_rows[low:high] = _run_tile(
                 logits[:, low - start : high - start],
                 offsets,
                 targets[low:high],
@@ -354,10 +360,9 @@ def rows_per_tile(plan: Plan, t: int, row_bytes: int, device: torch.device) -> i
     return -(-t // -(-t // rows))
 
 
-def rows_per_chunk(rows: int, v: int, device: torch.device, function: _TileFn) -> int:
+def rows_per_chunk(rows: int, v: int, device: torch.device, *, eager: bool) -> int:
     """Rows that the pointwise part takes at a time: eager planes, passed over many times, are to stay in the cache."""
-    is_eager = device.type == "cpu" and function is eager_tile
-    return max(1, min(rows, _CHUNK_BYTES // (v * 4))) if is_eager else rows
+    return max(1, min(rows, _CHUNK_BYTES // (v * 4))) if eager and device.type == "cpu" else rows
 
 
 def _cast(grad: Tensor | None, like: Tensor | None, gain: float) -> Tensor | None:
@@ -419,7 +424,7 @@ def _normalise(shifted: Tensor, exps: Tensor, sums: Tensor) -> Tensor:
     return (shifted - sums.log()).exp() if torch.compiler.is_compiling() else exps.mul_(sums.reciprocal())
 
 
-def run_tile(
+def _run_tile(
     logits: Tensor, bias: Tensor | None, targets: Tensor, counts: Tensor, weights: Tensor, plan: Plan, tile: _TileFn
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy (n, rows) and KD (rows,) of a tile; its logits become their gradients in place."""

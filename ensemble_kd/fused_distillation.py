@@ -1,7 +1,7 @@
-"""Cross-entropy of a student with KD from a fixed teacher of any width, by tiles: no logits are held.
+"""Cross-entropy of students with KD from a fixed teacher of any width, by tiles: no logits are held.
 
-It is ``fused``'s tile with two members, the student and the teacher, of which the teacher learns nothing: with the
-teacher's softmax z_T and the student's z_S the gradient in the student's logits is (z_S − z_T) / τ.
+A tile is some target rows × the whole catalogue × the students and, last, their teacher, whose softmax z_T is computed
+once for all of them. In the logits of student i the gradient of KL(z_T ‖ z_i), the teacher cut off, is (z_i − z_T) / τ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, Plan, rows_per_chunk, rows_per_tile, run_tile, tile_function
+from ensemble_kd.fused import ItemLosses, Plan, rows_per_chunk, rows_per_tile, tile_function
 
 _WHERE = "distillation_losses"
 
@@ -35,16 +35,16 @@ def distillation_losses(
     tile_rows: int | None = None,
     compiled: bool | None = None,
 ) -> ItemLosses:
-    """Cross-entropy and KD of one student, whose teacher's logits are queries · keysᵀ + key_bias.
+    """Cross-entropy and KD of n students, whose one teacher's logits are queries · keysᵀ + key_bias.
 
-    The reading of Eqs. 16–18 with N = 2 and one member that does not learn: ``kd`` is KL(teacher ‖ student) +
+    The reading of Eqs. 16–18 with two members, of which one does not learn: a student's KD is KL(teacher ‖ student) +
     KL(student ‖ teacher), whose first part alone has a gradient in the student, since teachers are cut off.
 
     Args:
-        hidden: (t, d) the student's states at the target positions.
-        weight: (v, d) its classifier.
-        bias: (v,).
-        queries: (t, e) the teacher's states; an ensemble's are its members', side by side, over n.
+        hidden: (n, t, d) the students' states at the target positions.
+        weight: (n, v, d) their classifiers.
+        bias: (n, v).
+        queries: (t, e) the teacher's states; an ensemble's are its members', side by side, over their number.
         keys: (v, e) the teacher's classifier.
         key_bias: (v,).
         targets: (t,) int64 classes in [0, v).
@@ -58,30 +58,30 @@ def distillation_losses(
         compiled: compile the pointwise part, see ``fused.item_losses``.
 
     Returns:
-        ``total`` (), differentiable once in hidden, weight and bias; ``cross_entropy`` (2,) of student and teacher, and
-        ``kd`` (), both detached means over the targets that count.
+        ``total`` (), summed over the students and differentiable once in hidden, weight and bias; ``cross_entropy``
+        (n,), and ``kd`` (), the students' sum; both are detached means over the targets that count.
 
     Raises:
         EnsembleKDError: shapes that do not fit together, or a backward with ``create_graph``.
 
     Examples:
-        >>> hidden, weight, bias = torch.zeros(3, 4, requires_grad=True), torch.zeros(5, 4), torch.zeros(5)
+        >>> hidden, weight, bias = torch.zeros(1, 3, 4, requires_grad=True), torch.zeros(1, 5, 4), torch.zeros(1, 5)
         >>> teacher = torch.zeros(3, 8), torch.zeros(5, 8), torch.zeros(5)
         >>> found = distillation_losses(hidden, weight, bias, *teacher, torch.tensor([0, 4, 2]))
         >>> found.cross_entropy, float(found.kd)
-        (tensor([1.6094, 1.6094]), 0.0)
+        (tensor([1.6094]), 0.0)
     """
-    (t, d), v = hidden.shape, len(weight)
+    (n, t, d), v = hidden.shape, weight.shape[1]
     for name, tensor, shape in (
-        ("weight", weight, (v, d)),
-        ("bias", bias, (v,)),
+        ("weight", weight, (n, v, d)),
+        ("bias", bias, (n, v)),
         ("queries", queries, (t, queries.shape[-1])),
         ("keys", keys, (v, queries.shape[-1])),
         ("key_bias", key_bias, (v,)),
         ("targets", targets, (t,)),
     ):
         if tuple(tensor.shape) != shape or not t:
-            fix = "Student and teacher need a row for each of the same targets, and a class for each of the same items."
+            fix = "Give students and teacher a row for each of the same targets, a class for each of the same items."
             raise EnsembleKDError(_WHERE, f"{name} {shape} with t > 0", tuple(tensor.shape), fix)
     device = hidden.device.type
     if product_dtype is None:
@@ -127,8 +127,8 @@ def _walk(
     valid: Tensor | None,
     plan: Plan,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """Losses and gradients, tile by tile; row 0 of a tile is the student's, row 1 the teacher's."""
-    (t, _), v, device, product = hidden.shape, len(weight), hidden.device, plan.product_dtype
+    """Losses and gradients, tile by tile."""
+    (n, t, _), v, device, product = hidden.shape, weight.shape[1], hidden.device, plan.product_dtype
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     if valid is None:
         counts = hidden.new_full((t,), 1 / t, dtype=dtype)
@@ -137,40 +137,78 @@ def _walk(
         # A padded row may hold anything, NaN included: 0 · NaN would reach the weights.
         hidden, queries = (x.masked_fill(~valid[:, None], 0) for x in (hidden, queries))
         targets = targets.masked_fill(~valid, 0)
-    inputs = [x.detach().to(product) for x in (hidden, queries)]
-    classifiers = [x.detach().to(product) for x in (weight, keys)]
-    offsets = torch.stack([bias.detach(), key_bias.detach()]).to(dtype)
-    rows = rows_per_tile(plan, t, 2 * v * inputs[0].element_size(), device)
-    function = tile_function(plan, 2 * t * v, (2, v, dtype, product, False, device.type, "distillation"))
-    chunk = rows_per_chunk(rows, v, device, function)
-    tile = torch.empty(2 * rows * v, dtype=product, device=device)
+    inputs = [*hidden.detach().to(product), queries.detach().to(product)]
+    classifiers = [*weight.detach().to(product), keys.detach().to(product)]
+    offsets = torch.cat([bias.detach(), key_bias.detach()[None]]).to(dtype)
+    rows = rows_per_tile(plan, t, (n + 1) * v * inputs[0].element_size(), device)
+    key = (n + 1, v, dtype, product, False, device.type)
+    function = tile_function(plan, (n + 1) * t * v, key, students_tile)
+    chunk = rows_per_chunk(rows, v, device, eager=function is students_tile)
+    tile = torch.empty((n + 1) * rows * v, dtype=product, device=device)
+    # Filled on the device: copying them there would wait for it.
     scalars = (plan.ce_weight, plan.kd_weight / plan.temperature)
     weights = torch.stack([torch.full((), scalar, dtype=dtype, device=device) for scalar in scalars])
-    losses = torch.empty(2, t, dtype=dtype, device=device)
+    losses = torch.empty(n, t, dtype=dtype, device=device)
     kd_rows = torch.zeros(t, dtype=dtype, device=device)
     d_hidden, d_weight = torch.zeros_like(hidden, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
     d_bias = torch.zeros_like(bias, dtype=dtype)
+    every_student = torch.arange(n, device=device)[:, None]
     for start in range(0, t, rows):
         stop = min(start + rows, t)
-        logits = tile[: 2 * (stop - start) * v].view(2, stop - start, v)
-        for i in range(2):
+        logits = tile[: (n + 1) * (stop - start) * v].view(n + 1, stop - start, v)
+        for i in range(n + 1):
             torch.mm(inputs[i][start:stop], classifiers[i].t(), out=logits[i])
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
-            losses[:, low:high], kd_rows[low:high] = run_tile(
-                logits[:, low - start : high - start],
-                offsets,
-                targets[low:high],
-                counts[low:high],
-                weights,
-                plan,
-                function,
+            own, at = logits[:, low - start : high - start], targets[low:high]
+            log_p, log_z, kd_rows[low:high] = function(
+                own, offsets, counts[low:high], weights, at, plan.temperature, plan.with_grad
             )
+            losses[:, low:high] = -log_p
+            if plan.with_grad:
+                # The gradient at the target anew, with its − 1: taken from a float32 value, it is rounded only once.
+                z = log_z.exp()
+                grad = weights[0] * (log_p.exp() - 1) + weights[1] * (z[:n] - z[n])
+                own[every_student, torch.arange(high - low, device=device), at] = (grad * counts[low:high]).to(product)
         if plan.with_grad:
-            d_hidden[start:stop] = logits[0] @ classifiers[0]
-            d_weight += logits[0].t() @ inputs[0][start:stop]
-            d_bias += logits[0].sum(0)
+            for i in range(n):
+                d_hidden[i, start:stop] = logits[i] @ classifiers[i]
+                d_weight[i] += logits[i].t() @ inputs[i][start:stop]
+                d_bias[i] += logits[i].sum(0)
     cross_entropy, kd = losses @ counts, kd_rows @ counts
-    total = plan.ce_weight * cross_entropy[0] + plan.kd_weight * kd
+    total = plan.ce_weight * cross_entropy.sum() + plan.kd_weight * kd
     grads = (d_hidden.to(hidden.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype))
     return total, cross_entropy, kd, grads
+
+
+def students_tile(
+    logits: Tensor,
+    bias: Tensor,
+    counts: Tensor,
+    weights: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At the targets log p of the students (n, rows) and log z of all (n + 1, rows), and KD (rows,), of the tile.
+
+    With `with_grad` the students' logits become their own gradients in place, all but the "− 1" at the target.
+    """
+    *students, teacher = range(len(logits))
+    at, scale, p_at, z_at = targets[:, None], 1 / temperature, [], []
+    log_taught = (logits[teacher] + bias[teacher]).mul_(scale).log_softmax(1)
+    taught, kd = log_taught.exp(), torch.zeros_like(counts)
+    for i in students:
+        log_p = (logits[i] + bias[i]).log_softmax(1)
+        log_z = log_p if temperature == 1 else (log_p * scale).log_softmax(1)
+        p_at.append(log_p.gather(1, at))
+        z_at.append(log_z.gather(1, at))
+        z = log_z.exp()
+        pull = z - taught
+        p = z if temperature == 1 else log_p.exp_()
+        kd = kd + log_z.sub_(log_taught).mul_(pull).sum(1)
+        if with_grad:
+            p.mul_(weights[0] * counts[:, None]).addcmul_(pull, weights[1] * counts[:, None])
+            logits[i].copy_(p)
+    z_at.append(log_taught.gather(1, at))
+    return torch.cat(p_at, 1).T, torch.cat(z_at, 1).T, kd
