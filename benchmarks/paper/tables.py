@@ -146,9 +146,10 @@ class Study:
         tried: dict[str, dict[str, Any]] = {
             "EMKD, weights of the authors' code": {},
             "independent": INDEPENDENT,
+            "ICL and CCL of 0.03": {"icl": 0.03, "ccl": 0.03},
+            "ICL and CCL of 0.1, from 20 to 50 % of the run on": {"icl": 0.1, "ccl": 0.1, **late},
             "KD of 0.3 at temperature 1, from 20 to 50 % of the run on": mutual,
             "the same, twice as long": {**mutual, "epochs": 2 * self.run(self.base, 3).epochs},
-            "ICL and CCL of 0.1, from 20 to 50 % of the run on": {"icl": 0.1, "ccl": 0.1, **late},
             "dropout 0.5, 9 epochs: EMKD": longer,
             "dropout 0.5, 9 epochs: independent": {**longer, **INDEPENDENT},
             "three students of three independent": {**INDEPENDENT, "student_epochs": self.run(self.base, 3).epochs},
