@@ -382,46 +382,52 @@ def eager_tile(
     with_grad: bool,
     spread: Spread | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maxima, normalisers at temperatures 1 and τ (n, rows, 1), and KD (rows, 1) of the tile `logits` (n, rows, v).
+    """Maxima, log-normalisers at temperatures 1 and τ (n, rows), and KD (rows,) of the tile `logits` (n, rows, v).
 
     With `with_grad` the logits become their own gradients in place, all but the "− 1" at the target. Members are walked
     one by one: so a compiler sees elementwise loops over (rows, v), and eager planes stay in the cache.
     """
     n, members = len(logits), range(len(logits))
-    rows, maxima, exps, sums = [], [], [], []
+    rows, maxima = [], []
+    p: list[Tensor] = []
+    normalisers: list[Tensor] = []
     for i in members:
-        x = logits[i].to(counts.dtype, copy=bias is None)
-        x = x if bias is None else x + bias[i]
+        x = logits[i].to(counts.dtype, copy=True) if bias is None else logits[i] + bias[i]
         maxima.append(x.amax(1, keepdim=True))
         rows.append(x.sub_(maxima[i]))
-        exps.append(x.exp())
-        sums.append(exps[i].sum(1, keepdim=True))
-    kd, tempered_sums, pulls = torch.zeros_like(counts)[:, None], sums, []
+        add_softmax(rows[i], p, normalisers)
+    kd, tempered, pulls = torch.zeros_like(counts), normalisers, []
     if with_kd:
-        scaled = [x * (1 / temperature) for x in rows]
-        tempered = [x.exp() for x in scaled]
-        tempered_sums = [x.sum(1, keepdim=True) for x in tempered]
-        z = [_normalise(scaled[i], tempered[i], tempered_sums[i]) for i in members]
+        scaled, z = rows, p
+        if temperature != 1:
+            scaled, z, tempered = [x.mul_(1 / temperature) for x in rows], [], []
+            for x in scaled:
+                add_softmax(x, z, tempered)
         total = functools.reduce(torch.add, z)
         if spread is not None:
             n, total = spread.n, spread.sum_(total.clone() if total is z[0] else total)
-        pulls = [x.mul_(n).sub_(total) for x in z]
+        pulls = [x.sub(total, alpha=1 / n) for x in z]  # G / N
         product = pulls[0] * scaled[0]
         for i in members[1:]:
             product.addcmul_(pulls[i], scaled[i])
-        kd = product.sum(1, keepdim=True)
+        kd = n * product.sum(1)
     if with_grad:
         for i in members:
-            grad = _normalise(rows[i], exps[i], sums[i]).mul_(weights[0] * counts[:, None])
+            grad = p[i].mul_(weights[0] * counts[:, None])
             if with_kd:
-                grad.addcmul_(pulls[i], weights[1] * counts[:, None])
+                grad.addcmul_(pulls[i], n * weights[1] * counts[:, None])
             logits[i].copy_(grad)
-    return torch.stack(maxima), torch.stack(sums), torch.stack(tempered_sums), kd
+    return (*(torch.cat(columns, 1).T for columns in (maxima, normalisers, tempered)), kd)  # type: ignore[return-value]
 
 
-def _normalise(shifted: Tensor, exps: Tensor, sums: Tensor) -> Tensor:
-    """exps / sums. A compiled loop computes the exponential anew: that costs less than a plane of memory."""
-    return (shifted - sums.log()).exp() if torch.compiler.is_compiling() else exps.mul_(sums.reciprocal())
+def add_softmax(shifted: Tensor, softmaxes: list[Tensor], normalisers: list[Tensor]) -> None:
+    """Softmax and log Σ exp of rows whose maximum is 0."""
+    if torch.compiler.is_compiling():  # loops over a row, where an exponential costs less than a plane of memory
+        normalisers.append(shifted.exp().sum(1, keepdim=True).log())
+        softmaxes.append((shifted - normalisers[-1]).exp())
+    else:  # torch's softmax is one pass, and its largest value 1 / Σ exp
+        softmaxes.append(shifted.softmax(1))
+        normalisers.append(-softmaxes[-1].amax(1, keepdim=True).log())
 
 
 def _run_tile(
@@ -433,16 +439,17 @@ def _run_tile(
     picked = logits[at_target].to(counts.dtype)
     if bias is not None:
         picked += bias[:, targets]
-    maxima, sums, tempered_sums, kd = (
-        x.squeeze(-1) for x in tile(logits, bias, counts, weights, plan.temperature, plan.with_kd, plan.with_grad)
+    maxima, normalisers, tempered, kd = tile(
+        logits, bias, counts, weights, plan.temperature, plan.with_kd, plan.with_grad
     )
     picked -= maxima
+    log_p = picked - normalisers
     if plan.with_grad:
         # The gradient at the target anew, with its − 1: taken from a float32 value, it is rounded only once.
-        grad = weights[0] * counts * (picked.exp() / sums - 1)
+        grad = weights[0] * counts * (log_p.exp() - 1)
         if plan.with_kd:
-            z = (picked / plan.temperature).exp() / tempered_sums
+            z = (picked / plan.temperature - tempered).exp()
             n, total = (n, z.sum(0)) if plan.spread is None else (plan.spread.n, plan.spread.sum_(z.sum(0)))
             grad += weights[1] * counts * (n * z - total)
         logits[at_target] = grad.to(logits.dtype)
-    return sums.log() - picked, kd
+    return -log_p, kd

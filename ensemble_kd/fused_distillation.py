@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, Plan, rows_per_chunk, rows_per_tile, tile_function
+from ensemble_kd.fused import ItemLosses, Plan, add_softmax, rows_per_chunk, rows_per_tile, tile_function
 
 _WHERE = "distillation_losses"
 
@@ -152,7 +152,7 @@ def _walk(
     kd_rows = torch.zeros(t, dtype=dtype, device=device)
     d_hidden, d_weight = torch.zeros_like(hidden, dtype=dtype), torch.zeros_like(weight, dtype=dtype)
     d_bias = torch.zeros_like(bias, dtype=dtype)
-    every_student = torch.arange(n, device=device)[:, None]
+    everyone = torch.arange(n + 1, device=device)[:, None]
     for start in range(0, t, rows):
         stop = min(start + rows, t)
         logits = tile[: (n + 1) * (stop - start) * v].view(n + 1, stop - start, v)
@@ -161,15 +161,18 @@ def _walk(
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
             own, at = logits[:, low - start : high - start], targets[low:high]
-            log_p, log_z, kd_rows[low:high] = function(
-                own, offsets, counts[low:high], weights, at, plan.temperature, plan.with_grad
+            picked = own[everyone, torch.arange(high - low, device=device), at].to(dtype) + offsets[:, at]
+            maxima, normalisers, tempered, kd_rows[low:high] = function(
+                own, offsets, counts[low:high], weights, plan.temperature, plan.with_grad
             )
+            picked -= maxima
+            log_p = picked[:n] - normalisers
             losses[:, low:high] = -log_p
             if plan.with_grad:
                 # The gradient at the target anew, with its − 1: taken from a float32 value, it is rounded only once.
-                z = log_z.exp()
+                z = (picked / plan.temperature - tempered).exp()
                 grad = weights[0] * (log_p.exp() - 1) + weights[1] * (z[:n] - z[n])
-                own[every_student, torch.arange(high - low, device=device), at] = (grad * counts[low:high]).to(product)
+                own[everyone[:n], torch.arange(high - low, device=device), at] = (grad * counts[low:high]).to(product)
         if plan.with_grad:
             for i in range(n):
                 d_hidden[i, start:stop] = logits[i] @ classifiers[i]
@@ -182,33 +185,35 @@ def _walk(
 
 
 def students_tile(
-    logits: Tensor,
-    bias: Tensor,
-    counts: Tensor,
-    weights: Tensor,
-    targets: Tensor,
-    temperature: float,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """At the targets log p of the students (n, rows) and log z of all (n + 1, rows), and KD (rows,), of the tile.
+    logits: Tensor, bias: Tensor, counts: Tensor, weights: Tensor, temperature: float, with_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maxima (n + 1, rows), log-normalisers at temperatures 1 (n, rows) and τ (n + 1, rows), and KD (rows,) of a tile.
 
     With `with_grad` the students' logits become their own gradients in place, all but the "− 1" at the target.
     """
     *students, teacher = range(len(logits))
-    at, scale, p_at, z_at = targets[:, None], 1 / temperature, [], []
-    log_taught = (logits[teacher] + bias[teacher]).mul_(scale).log_softmax(1)
-    taught, kd = log_taught.exp(), torch.zeros_like(counts)
+    kd, maxima = torch.zeros_like(counts), []
+    normalisers: list[Tensor] = []
+    tempered: list[Tensor] = []
+    p: list[Tensor] = []
+    z: list[Tensor] = []
+    taught = logits[teacher] + bias[teacher]
+    top = taught.amax(1, keepdim=True)
+    taught.sub_(top).mul_(1 / temperature)
+    add_softmax(taught, z, tempered)
     for i in students:
-        log_p = (logits[i] + bias[i]).log_softmax(1)
-        log_z = log_p if temperature == 1 else (log_p * scale).log_softmax(1)
-        p_at.append(log_p.gather(1, at))
-        z_at.append(log_z.gather(1, at))
-        z = log_z.exp()
-        pull = z - taught
-        p = z if temperature == 1 else log_p.exp_()
-        kd = kd + log_z.sub_(log_taught).mul_(pull).sum(1)
+        x = logits[i] + bias[i]
+        maxima.append(x.amax(1, keepdim=True))
+        add_softmax(x.sub_(maxima[i]), p, normalisers)
+        if temperature == 1:
+            z.append(p[i])
+            tempered.append(normalisers[i])
+        else:
+            add_softmax(x.mul_(1 / temperature), z, tempered)
+        pull = z[-1] - z[0]
+        kd = kd + x.sub_(taught).mul_(pull).sum(1)  # Σ_v pull = 0: shifts and normalisers cancel
         if with_grad:
-            p.mul_(weights[0] * counts[:, None]).addcmul_(pull, weights[1] * counts[:, None])
-            logits[i].copy_(p)
-    z_at.append(log_taught.gather(1, at))
-    return torch.cat(p_at, 1).T, torch.cat(z_at, 1).T, kd
+            grad = p[i].mul_(weights[0] * counts[:, None]).addcmul_(pull, weights[1] * counts[:, None])
+            logits[i].copy_(grad)
+    columns = ([*maxima, top], normalisers, [*tempered[1:], tempered[0]])
+    return (*(torch.cat(column, 1).T for column in columns), kd)  # type: ignore[return-value]
