@@ -1,4 +1,4 @@
-"""Ranks over the whole item set, and the means HR@K, NDCG@K and MRR of them."""
+"""Ranks over the whole item set, the means HR@K, NDCG@K and MRR of them, and how much members disagree."""
 
 from __future__ import annotations
 
@@ -140,6 +140,25 @@ def metric_row(ranks: Tensor) -> dict[str, float]:
     row = {f"HR@{k}": hit_rate(ranks, k).item() for k in CUTOFFS}
     row |= {f"NDCG@{k}": ndcg(ranks, k).item() for k in CUTOFFS}
     return row | {"MRR": mrr(ranks).item()}
+
+
+def disagreement(lists: Tensor) -> Tensor:
+    """How different the members' lists are: 1 − the mean, over pairs of members, of the lists' Jaccard index.
+
+    Args:
+        lists: (n, ..., k) items, none twice in a list.
+
+    Returns:
+        (...) from 0, the same items in every list, to 1, no item in two of them; 0 for one member.
+
+    Examples:
+        >>> disagreement(torch.tensor([[[1, 2]], [[2, 3]]]))  # one item of three in common
+        tensor([0.6667])
+    """
+    n, k = len(lists), lists.shape[-1]
+    common = (lists[:, None, ..., :, None] == lists[None, ..., None, :]).sum(dim=(-1, -2))  # (n, n, ...)
+    apart = 1 - common / (2 * k - common)
+    return apart.sum(dim=(0, 1)) / max(n * (n - 1), 1)  # a member and itself have nothing apart
 
 
 def _top(ranks: Tensor, k: int, where: str) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: what a call needs beside its input and output
@@ -167,11 +168,7 @@ def uncertainty(
         n = len(logs)
         mean = logs.logsumexp(dim=0) - math.log(n)
         entropy, each = -(mean.exp() * mean).sum(dim=-1), -(logs.exp() * logs).sum(dim=-1)
-        lists = logs.topk(k, dim=-1).indices
-        common = (lists[:, None, :, :, None] == lists[None, :, :, None, :]).sum(dim=(-1, -2))  # (n, n, rows)
-        jaccard = common.to(entropy) / (2 * k - common)
-        pairs = max(n * (n - 1), 1)
-        apart = (1 - jaccard).sum(dim=(0, 1)) / pairs  # a member and itself have nothing apart
+        apart = disagreement(logs.topk(k, dim=-1).indices)
         found.append((entropy, (entropy - each.mean(dim=0)).clamp(min=0), apart.to(entropy)))
     return Uncertainty(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 

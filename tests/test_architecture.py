@@ -83,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data.",
     },
     "presets": {"contract", "losses", "objectives", "schedules"},
-    "serving": {"errors"},
+    "serving": {"errors", "metrics"},
     "weights": {"errors", "checkpoints", "contract", "ensemble", "losses", "objectives"},
     "export": {"errors", "checkpoints", "ensemble"},
     "conformance": {"errors", "objectives", "stacking", "contract", "ensemble"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.metrics import hit_rate, metric_row, mrr, ndcg, ranks
+from ensemble_kd.metrics import disagreement, hit_rate, metric_row, mrr, ndcg, ranks
 
 quick = settings(deadline=None, max_examples=80)
 
@@ -184,3 +185,14 @@ def test_metrics_refuse() -> None:
             metric(IDS[:0])
     with pytest.raises(EnsembleKDError, match=r"metric_row: expected ranks of shape \(b,\), got \(1, 2\)"):
         metric_row(IDS[None])
+
+
+@quick
+@given(n=st.integers(1, 4), b=st.integers(1, 3), k=st.integers(1, 5), seed=st.integers(0, 999))
+def test_disagreement_is_that_of_sets(n: int, b: int, k: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    lists = torch.stack([torch.randperm(8, generator=g)[:k] for _ in range(n * b)]).view(n, b, k)
+    for user, got in enumerate(disagreement(lists).tolist()):
+        sets = [set(lists[i, user].tolist()) for i in range(n)]
+        shares = [len(one & other) / len(one | other) for one, other in combinations(sets, 2)]
+        assert got == pytest.approx(1 - sum(shares) / len(shares) if shares else 0, abs=1e-6)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.paper import __main__ as command
 from benchmarks.paper import published, report, store
-from benchmarks.paper.analysis import Test, ambiguity, diagnose, jaccard, ndcg, paired_bootstrap
+from benchmarks.paper.analysis import Test, ambiguity, diagnose, ndcg, paired_bootstrap
 from benchmarks.paper.recipes import INDEPENDENT, Run, load, recipe
 from benchmarks.paper.tables import Study, runs, study
 from ensemble_kd import EnsembleKD, presets
@@ -188,11 +188,6 @@ def test_ambiguity_is_the_gain_exactly(n: int, b: int, v: int, seed: int) -> Non
     found = ambiguity(logits, torch.randint(v, (b,), generator=g))
     assert found["ambiguity"] >= -1e-12
     assert found["members_ce"] == pytest.approx(found["ensemble_ce"] + found["ambiguity"], abs=1e-10)
-
-
-def test_overlap() -> None:
-    assert jaccard(torch.tensor([[[1, 2, 3]], [[3, 2, 1]]])) == 1
-    assert jaccard(torch.tensor([[[1, 2, 3]], [[4, 5, 6]]])) == 0
 
 
 def test_diagnoses_agree_with_the_librarys_evaluation() -> None:

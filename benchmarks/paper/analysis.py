@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ensemble_kd import EnsembleKD
 from ensemble_kd.data import SequenceData
+from ensemble_kd.metrics import disagreement
 from ensemble_kd.serving import Aggregate, aggregate_scores
 
 K = 10
@@ -64,20 +64,6 @@ def paired_bootstrap(first: Numbers, second: Numbers, *, resamples: int = 10_000
     return Test(float(by_user.mean()), float(low), float(high), p, int((per_seed > 0).sum()), len(per_seed))
 
 
-def jaccard(top: Tensor) -> float:
-    """Mean overlap |A ∩ B| / |A ∪ B| of the members' lists, over users and pairs: (n, b, k) -> a number.
-
-    Examples:
-        >>> jaccard(torch.tensor([[[1, 2]], [[2, 3]]]))
-        0.3333333432674408
-    """
-    shares = []
-    for a, b in combinations(top, 2):
-        both = (a[:, :, None] == b[:, None, :]).sum((1, 2))
-        shares.append(both / (2 * top.shape[-1] - both))
-    return float(torch.stack(shares).mean())
-
-
 def ambiguity(logits: Tensor, target: Tensor) -> dict[str, float]:
     """The gain of averaging logits, in nats: members' mean cross-entropy = ensemble's + mean KL(ensemble ‖ member).
 
@@ -119,7 +105,7 @@ def diagnose(model: EnsembleKD, data: SequenceData, *, users: int = 2048, rows: 
         hidden = torch.zeros(len(part), logits.shape[-1] + 1, dtype=torch.bool).scatter_(1, seen, True)
         hidden = hidden.scatter_(1, wanted[:, None], False)[:, 1:]
         shown = logits.masked_fill(hidden, -torch.inf)
-        found["jaccard@10"] = jaccard(shown.topk(K).indices)
+        found["jaccard@10"] = float(1 - disagreement(shown.topk(K).indices).mean())
         for how in AGGREGATES:
             score = aggregate_scores(logits, how).masked_fill(hidden, -torch.inf)
             rank = (score >= score.gather(1, wanted[:, None] - 1)).sum(1) - 1

@@ -150,6 +150,10 @@ def claims(tables: Sequence[Table]) -> list[Claim]:
             Claim(f"EMKD improves {e}", "figure4", f"{e}, EMKD (3)", f"{e}, one")
             for e in ("GRU4Rec", "Caser", "SASRec", "BERT4Rec")
         ],
+        *[
+            Claim(f"Transfer makes an ensemble of {e} better", "figure4", f"{e}, EMKD (3)", f"{e}, independent (3)")
+            for e in ("GRU4Rec", "Caser", "BERT4Rec")
+        ],
         Claim(
             "Three networks beat one three times as wide", "controls", "three, independent", "one, three times as wide"
         ),
@@ -307,13 +311,13 @@ def _plot(table: Table, done: Done, folder: Path) -> list[str]:
 
     def figure_4(axes: object) -> None:
         for encoder in dict.fromkeys(row.runs[0].encoder for row in table.rows):
-            found = sorted(
-                (row.runs[0].n, points[row.label])
-                for row in table.rows
-                if row.runs[0].encoder == encoder and row.label in points
-            )
+            own = [row for row in table.rows if row.runs[0].encoder == encoder and row.label in points]
+            found = sorted((row.runs[0].n, points[row.label]) for row in own if "independent" not in row.label)
+            alone = [(row.runs[0].n, points[row.label]) for row in own if "independent" in row.label]
             if found:
-                axes.plot(*zip(*found, strict=True), marker="o", label=encoder)  # type: ignore[attr-defined]
+                (line,) = axes.plot(*zip(*found, strict=True), marker="o", label=encoder)  # type: ignore[attr-defined]
+                if alone:
+                    axes.plot(*zip(*alone, strict=True), "x", color=line.get_color(), label=f"{encoder}, independent")  # type: ignore[attr-defined]
         axes.set(xlabel="members", ylabel=f"test {METRIC}", xticks=[1, 2, 3, 4])  # type: ignore[attr-defined]
         axes.legend()  # type: ignore[attr-defined]
 
