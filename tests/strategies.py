@@ -107,6 +107,27 @@ def classified(draw: DrawFn, /, **sizes: SearchStrategy[int]) -> Classified:
     )
 
 
+class Lesson(NamedTuple):
+    """What the losses of students of a fixed teacher take."""
+
+    hidden: Tensor  # (n, t, d)
+    weight: Tensor  # (n, v, d)
+    bias: Tensor  # (n, v)
+    queries: Tensor  # (t, e)
+    keys: Tensor  # (v, e)
+    key_bias: Tensor  # (v,)
+    targets: Tensor  # (t,)
+    valid: Tensor | None  # (t,), at least one True
+
+
+@st.composite
+def lessons(draw: DrawFn) -> Lesson:
+    case = draw(classified())
+    (t, v), n = (case.hidden.shape[1], case.weight.shape[1]), len(case.hidden)
+    bias, *teacher = draw(tensors("n v, t e, v e, v", n=st.just(n), v=st.just(v), t=st.just(t)))
+    return Lesson(case.hidden, case.weight, bias, *teacher, case.targets, case.valid)
+
+
 class Tagged(NamedTuple):
     """Attribute logits with the attributes that each position's item has."""
 

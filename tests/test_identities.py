@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ensemble_kd import functional as F
 from ensemble_kd.ensemble import EnsembleKD, Step
 from ensemble_kd.fused import ItemLosses, item_losses
+from ensemble_kd.fused_distillation import distillation_losses
 from ensemble_kd.losses import AP, CCL, ICL, KD, Loss
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem
@@ -27,12 +28,14 @@ from tests import reference
 from tests.strategies import (
     Classified,
     Encoded,
+    Lesson,
     Masking,
     Predictions,
     Ranking,
     Tagged,
     classified,
     encoded,
+    lessons,
     maskings,
     permutation,
     predictions,
@@ -608,6 +611,105 @@ def fused_survives_extreme_logits(fused: Function, case: Classified, tau: float)
 @identity(eager, **FUSED)
 def fused_leaves_no_trace(fused: Function, case: Classified, tau: float) -> None:
     leaves_no_trace(lambda h, w, c, y, ok: fused(h, w, c, y, valid=ok, kd_weight=0.5, temperature=tau), *case)
+
+
+# Students of a fixed teacher, likewise.
+
+taught_eagerly = partial(distillation_losses, compiled=False)
+TAUGHT = {"case": lessons(), "tau": st.sampled_from([0.3, 1.0, 2.5])}
+
+
+def taught_total(taught: Function, case: Lesson, **options: Any) -> Function:
+    """The differentiable total as a function of the students' hidden states, weights and biases."""
+
+    def total(*students: Tensor) -> Tensor:
+        losses: ItemLosses = taught(*students, *case[3:7], valid=case.valid, **options)
+        return losses.total
+
+    return total
+
+
+@identity(taught_eagerly, **TAUGHT, lam=weights, mu=weights, squared=st.booleans())
+def taught_is_kd_with_one_that_does_not_learn(
+    taught: Function, case: Lesson, tau: float, lam: float, mu: float, squared: bool
+) -> None:
+    kept = torch.ones(len(case.targets), dtype=torch.bool) if case.valid is None else case.valid
+    teacher = reference.logits(case.queries[None, kept], case.keys[None], case.key_bias[None])
+    factor = tau**2 if squared else 1.0
+
+    def want(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        p = reference.logits(hidden[:, kept], weight, bias)
+        pairs = [reference.kd(torch.cat([student[None], teacher]), tau) for student in p]
+        return lam * reference.mip(p, case.targets[kept]).sum() + mu * factor * torch.stack(pairs).sum()
+
+    options = {"ce_weight": lam, "kd_weight": mu, "temperature": tau, "scale_by_temperature_squared": squared}
+    agree(taught_total(taught, case, **options), want, *case[:3])
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_reports_what_it_adds_up(taught: Function, case: Lesson, tau: float) -> None:
+    losses: ItemLosses = taught(*case[:7], valid=case.valid, ce_weight=0.7, kd_weight=0.4, temperature=tau)
+    kept = slice(None) if case.valid is None else case.valid
+    logits = case.hidden[:, kept] @ case.weight.mT + case.bias[:, None]
+    close(losses.cross_entropy, F.item_cross_entropy(logits, case.targets[kept]))
+    close(losses.total, 0.7 * losses.cross_entropy.sum() + 0.4 * losses.kd)
+
+
+@identity(taught_eagerly, **TAUGHT, rows=st.integers(1, 7))
+def taught_tiles_of_any_size_agree(taught: Function, case: Lesson, tau: float, rows: int) -> None:
+    tiled, whole = (taught_total(taught, case, tile_rows=size, temperature=tau) for size in (rows, None))
+    agree(tiled, whole, *case[:3])
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_students_do_not_meet(taught: Function, case: Lesson, tau: float) -> None:
+    def one_by_one(*students: Tensor) -> Tensor:
+        alone = (taught_total(taught, case, temperature=tau)(*(x[i : i + 1] for x in students)) for i in range(n))
+        return torch.stack(list(alone)).sum()
+
+    n = len(case.hidden)
+    agree(taught_total(taught, case, temperature=tau), one_by_one, *case[:3])
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_by_itself_it_learns_nothing(taught: Function, case: Lesson, tau: float) -> None:
+    own = case._replace(queries=case.hidden[0], keys=case.weight[0], key_bias=case.bias[0])
+    first = tuple(x[:1] for x in case[:3])
+    total = taught_total(taught, own, ce_weight=0.0, temperature=tau)
+    for value in value_and_gradients(total, *first):
+        close(value, torch.zeros_like(value))
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_skips_invalid_targets(taught: Function, case: Lesson, tau: float) -> None:
+    kept = torch.ones(len(case.targets), dtype=torch.bool) if case.valid is None else case.valid
+    hidden, queries = case.hidden.clone(), case.queries.clone()
+    hidden[:, ~kept], queries[~kept] = torch.nan, torch.nan
+    spoilt = case._replace(hidden=hidden, queries=queries)
+    short = case._replace(
+        hidden=case.hidden[:, kept], queries=case.queries[kept], targets=case.targets[kept], valid=None
+    )
+    got = value_and_gradients(taught_total(taught, spoilt, temperature=tau), *spoilt[:3])
+    want = value_and_gradients(taught_total(taught, short, temperature=tau), *short[:3])
+    close(got[1][:, kept], want[1])
+    assert (got[1][:, ~kept] == 0).all()
+    for i in (0, 2, 3):
+        close(got[i], want[i])
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_survives_extreme_logits(taught: Function, case: Lesson, tau: float) -> None:
+    single = case._replace(**{name: x.sign().float() for name, x in case._asdict().items() if x is not None})
+    single = single._replace(
+        targets=case.targets, valid=case.valid, queries=100 * single.queries, keys=-100 * single.keys
+    )
+    hidden, weight, bias = single[:3]
+    finite(taught_total(taught, single, temperature=tau), 100 * hidden, 100 * weight, bias)
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_leaves_no_trace(taught: Function, case: Lesson, tau: float) -> None:
+    leaves_no_trace(lambda *parts: taught(*parts[:7], valid=parts[7], temperature=tau), *case)
 
 
 # Weights of losses.

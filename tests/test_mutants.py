@@ -22,7 +22,16 @@ from ensemble_kd.fused import ItemLosses
 from ensemble_kd.losses import CCL, ICL, KD, Loss, terms_by_name
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw
-from tests.test_identities import IDENTITIES, MASK, eager, masked_item, model_step, next_item, weigh
+from tests.test_identities import (
+    IDENTITIES,
+    MASK,
+    eager,
+    masked_item,
+    model_step,
+    next_item,
+    taught_eagerly,
+    weigh,
+)
 
 Family = Callable[..., Any]
 HUNT = settings(
@@ -226,6 +235,52 @@ def fused(
     return ItemLosses(total, cross_entropy, distilled)
 
 
+def taught(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    targets: Tensor,
+    *,
+    valid: Tensor | None = None,
+    ce_weight: float = 1.0,
+    kd_weight: float = 1.0,
+    temperature: float = 1.0,
+    scale_by_temperature_squared: bool = False,
+    tile_rows: int | None = None,
+    fault: str = "",
+) -> ItemLosses:
+    if fault == "zeroes padded rows in place" and valid is not None:
+        queries *= valid[:, None]
+    if valid is not None and fault != "valid ignored":
+        hidden, queries, targets = hidden[:, valid], queries[valid], targets[valid]
+    t = len(targets)
+    rows = min(tile_rows or t, t)
+    starts = range(0, t - t % rows if fault == "last tile dropped" else t, rows)
+    cross_entropy, distilled = hidden.new_zeros(len(hidden)), hidden.new_zeros(())
+    for start in starts:
+        tile = slice(start, start + rows)
+        share = 1 / len(starts) if fault == "mean of tile means" else len(targets[tile]) / t
+        logits = hidden[:, tile] @ weight.mT + bias[:, None]
+        teacher = queries[tile] @ keys.mT
+        if fault != "teacher without its bias":
+            teacher = teacher + key_bias
+        cross_entropy = cross_entropy + share * ce(logits, targets[tile], fault)
+        for i, student in enumerate(logits):
+            pair = torch.stack([student, logits[i - 1] if fault == "the other student teaches" else teacher])
+            one = kd(
+                pair.flip(0) if fault == "half of the ordered pairs" else pair,
+                temperature=temperature,
+                scale_by_temperature_squared=scale_by_temperature_squared,
+                fault=fault,
+            )
+            distilled = distilled + share * (one / len(logits) if fault == "mean over students" else one)
+    coefficient = kd_weight * (ce_weight if fault == "KD times both weights" else 1.0)
+    return ItemLosses(ce_weight * cross_entropy.sum() + coefficient * distilled, cross_entropy, distilled)
+
+
 def weighing(loss: Loss, fault: str = "") -> list[tuple[float, Loss]]:
     return [(1.0 if fault == "weights dropped" else weight, term) for weight, term in loss.weighted()]
 
@@ -340,6 +395,7 @@ FAMILIES: dict[Callable[..., Any], Family] = {
     F.pool_sequence: pool,
     F.attribute_cross_entropy: ap,
     eager: fused,
+    taught_eagerly: taught,
     weigh: weighing,
     ranks: ranking,
     masked_item: masking,
@@ -408,6 +464,22 @@ KILLS: dict[str, list[str]] = {
     "fused_derives_itself": ["half of the gradient"],
     "fused_survives_extreme_logits": ["overflowing exp"],
     "fused_leaves_no_trace": ["zeroes padded rows in place"],
+    "taught_is_kd_with_one_that_does_not_learn": [
+        "half of the ordered pairs",
+        "teacher not detached",
+        "halved",
+        "teacher without its bias",
+        "KD times both weights",
+        "tau squared refused",
+        "no temperature",
+    ],
+    "taught_reports_what_it_adds_up": ["KD times both weights", "valid ignored", "sum over targets"],
+    "taught_tiles_of_any_size_agree": ["last tile dropped", "mean of tile means"],
+    "taught_students_do_not_meet": ["mean over students", "the other student teaches"],
+    "taught_by_itself_it_learns_nothing": ["cross-entropy", "teacher without its bias"],
+    "taught_skips_invalid_targets": ["valid ignored"],
+    "taught_survives_extreme_logits": ["overflowing exp"],
+    "taught_leaves_no_trace": ["zeroes padded rows in place"],
     "weights_are_linear": ["weights dropped"],
     "rank_is_a_count_of_rivals": ["exclude ignored", "a tie gives the target"],
     "rank_of_a_constant_scorer_is_last": ["a tie gives the target"],
