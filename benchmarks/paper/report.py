@@ -49,7 +49,8 @@ def _protocol(finished: Sequence[Record]) -> list[str]:
     machines = sorted({f"{r['machine']['processor']}, torch {r['machine']['torch']}" for r in finished})
     return [
         "Test NDCG@10 of the ensemble (of the network, where it is one), mean over seeds ± their standard deviation;",
-        'weights of the epoch with the best validation NDCG@10. "members" is the mean over an ensemble\'s members.',
+        'weights of the epoch with the best NDCG@10 on "validation", where settings are compared: by these, not by test.',
+        '"members" is the mean over an ensemble\'s members on test.',
         '"window" is the protocol of the authors\' code, where only the items that the encoder reads are left out.',
         "The paper's numbers are as printed, with d = 256 and its own preprocessing: compare ratios, not values.",
         "p: paired bootstrap over users (10,000 resamples) of the difference's mean over the seeds that both have.",
@@ -94,8 +95,8 @@ def spread(values: Sequence[float]) -> str:
 
 def _table(table: Table, done: Done) -> list[str]:
     lines = [
-        "| | members | ensemble (seeds) | over members | window | the paper |",
-        "|---|---|---|---|---|---|",
+        "| | validation | members | ensemble (seeds) | over members | window | the paper |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in table.rows:
         records = _records(row, done)
@@ -103,6 +104,7 @@ def _table(table: Table, done: Done) -> list[str]:
         several = row.runs[0].n > 1 and bool(records)
         cells = [
             row.label,
+            spread([max(record["valid"]) for record in records]).partition(" ")[0] if records else "",
             spread(alone).partition(" ")[0] if several else "",
             spread(together),
             f"{statistics.mean(together) / max(statistics.mean(alone), 1e-9) - 1:+.1%}" if several else "",
