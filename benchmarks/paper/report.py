@@ -49,7 +49,7 @@ def _protocol(finished: Sequence[Record]) -> list[str]:
     machines = sorted({f"{r['machine']['processor']}, torch {r['machine']['torch']}" for r in finished})
     return [
         "Test NDCG@10 of the ensemble (of the network, where it is one), mean over seeds ± their standard deviation;",
-        'weights of the epoch with the best NDCG@10 on "validation", where settings are compared: by these, not by test.',
+        'weights of the epoch with the best NDCG@10 on "validation", by which settings are compared, not by test.',
         '"members" is the mean over an ensemble\'s members on test.',
         '"window" is the protocol of the authors\' code, where only the items that the encoder reads are left out.',
         "The paper's numbers are as printed, with d = 256 and its own preprocessing: compare ratios, not values.",
