@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.paper import __main__ as command
-from benchmarks.paper import published, report, store
+from benchmarks.paper import claims, published, report, store
 from benchmarks.paper.analysis import Test, ambiguity, diagnose, ndcg, paired_bootstrap
 from benchmarks.paper.recipes import INDEPENDENT, Run, load, recipe
 from benchmarks.paper.tables import Study, runs, study
@@ -30,6 +30,11 @@ def cut(text: str) -> str:
     return re.sub(rf"{report.COST}.*?(?=\n#|\Z)", "", text, flags=re.DOTALL)
 
 
+def section(text: str, heading: str) -> str:
+    """A section of a report, from its heading to the next."""
+    return heading + text.partition(heading)[2].partition("\n#")[0]
+
+
 def test_smoke_and_a_study_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some tables whole; and stopped within a run, stopped between runs, resumed: the same report."""
     arguments = ["--scale", "smoke", "--only", "table4", "table1"]
@@ -38,6 +43,14 @@ def test_smoke_and_a_study_that_was_stopped(tmp_path: Path, monkeypatch: pytest.
     wanted = list(runs(study("smoke", ["synthetic"], ["table4", "table1"])))
     assert f"from {len(wanted)} finished runs of {len(wanted)}." in whole
     assert "not run" not in whole
+
+    gains = [line.split(" | ") for line in section(whole, report.GAINS).splitlines() if line.startswith("| SASRec")]
+    assert (
+        len(gains) == 5
+    )  # (1), (2), (3), (4) and (7), which has its pair in Table 1; "one network" has nothing to lose
+    for _, _, _, overlap, members, differing, ensemble in gains:
+        assert float(members) - float(differing) == pytest.approx(float(ensemble.strip(" |")), abs=2e-4)
+        assert overlap
 
     class Stop(Exception):
         pass
@@ -97,7 +110,8 @@ def test_every_run_has_one_key_and_the_most_telling_come_first(scale: str) -> No
     assert bool(claimed) == (scale == "cpu")
     for table in tables:
         for row in table.rows:
-            assert [run.seed for run in row.runs] == list(range(len(row.runs)))
+            first = 5 if table.name == "replication" else 0
+            assert [run.seed for run in row.runs] == list(range(first, first + len(row.runs)))
             assert len({replace(run, seed=0) for run in row.runs}) == 1
     four = next(table for table in tables if (table.name, table.dataset) == ("table4", "Beauty"))
     assert len(four.rows) == 9
@@ -200,11 +214,11 @@ def test_diagnoses_agree_with_the_librarys_evaluation() -> None:
 
 
 def test_verdicts_and_estimates(tmp_path: Path) -> None:
-    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 3, 3)) == "holds"
-    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 2, 2)) == "not settled, 2 seeds"
-    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 4, 5)) == "holds"
-    assert report.verdict(Test(0.1, 0.05, 0.2, 0.01, 3, 5)) == "not settled"
-    assert report.verdict(Test(-0.1, -0.2, -0.05, 0.01, 2, 5)) == "not settled"
+    assert claims.verdict(Test(0.1, 0.05, 0.2, 0.01, 3, 3)) == "holds"
+    assert claims.verdict(Test(0.1, 0.05, 0.2, 0.01, 2, 2)) == "not settled, 2 seeds"
+    assert claims.verdict(Test(0.1, 0.05, 0.2, 0.01, 4, 5)) == "holds"
+    assert claims.verdict(Test(0.1, 0.05, 0.2, 0.01, 3, 5)) == "not settled"
+    assert claims.verdict(Test(-0.1, -0.2, -0.05, 0.01, 2, 5)) == "not settled"
     run = Run("Beauty", "SASRec")
     assert command.remaining_s([run], {}) is None
     store.append(tmp_path / "r.jsonl", run, {"wall_s": 30.0})

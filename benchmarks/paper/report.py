@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paper.analysis import AGGREGATES, Numbers, Test, ndcg, paired_bootstrap
-from benchmarks.paper.recipes import Run
-from benchmarks.paper.store import Record, unpack
-from benchmarks.paper.tables import Row, Table
+from benchmarks.paper.analysis import AGGREGATES
+from benchmarks.paper.claims import claims, tested, verdict
+from benchmarks.paper.recipes import INDEPENDENT, Run
+from benchmarks.paper.store import Record
+from benchmarks.paper.tables import Row, Table, plain
 
 Done = Mapping[str, Record]
 METRIC = "NDCG@10"
-LEVEL = 0.05
-SEEDS, AGREEING = 3, 0.8  # that a verdict needs, and the share of them that has to say the same
+GAINS, COST = "### Where transfer's gain goes", "### Cost"
 
 
 def write(folder: Path, scale: str, tables: Sequence[Table], done: Done) -> Path:
@@ -38,7 +37,7 @@ def write(folder: Path, scale: str, tables: Sequence[Table], done: Done) -> Path
         lines += [f"## {dataset}", "", *_claims(own, done)]
         for table in own:
             lines += [f"### {table.title}", "", *_table(table, done), *_plot(table, done, folder)]
-        lines += [*_members(own, done), *_curves(own, done, folder), *_cost(own, done)]
+        lines += [*_members(own, done), *_transfer(own, done), *_curves(own, done, folder), *_cost(own, done)]
     path = folder / "REPORT.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
@@ -115,120 +114,6 @@ def _table(table: Table, done: Done) -> list[str]:
     return [*lines, ""]
 
 
-# ------------------------------------------------------------------------------------------------------------- claims
-
-
-@dataclass(frozen=True)
-class Claim:
-    """That one row is better than another; ``members``: that the members are, each alone."""
-
-    text: str
-    table: str
-    better: str
-    worse: str
-    members: bool = False
-
-
-def claims(tables: Sequence[Table]) -> list[Claim]:
-    """The paper's claims, as far as these tables have the rows."""
-    four, labels = "table4", {(table.name, row.label) for table in tables for row in table.rows}
-    made = [
-        Claim("An ensemble without transfer beats one network", four, "(5) independent", "(6) one network"),
-        Claim("EMKD beats one network", four, "(1) EMKD (3)", "(6) one network"),
-        Claim("Transfer makes the ensemble better", four, "(1) EMKD (3)", "(5) independent"),
-        Claim("Transfer makes each member better", four, "(1) EMKD (3)", "(5) independent", members=True),
-        Claim(
-            "Transfer makes the ensemble better, new seeds",
-            "replication",
-            "EMKD (3), seeds 5 to 9",
-            "independent, seeds 5 to 9",
-        ),
-        Claim(
-            "Transfer makes each member better, new seeds",
-            "replication",
-            "EMKD (3), seeds 5 to 9",
-            "independent, seeds 5 to 9",
-            members=True,
-        ),
-        Claim("ICL and CCL alone make the ensemble better", four, "(4) without KD", "(5) independent"),
-        Claim("ICL matters", four, "(1) EMKD (3)", "(2) without ICL"),
-        Claim("CCL matters", four, "(1) EMKD (3)", "(3) without CCL"),
-        Claim("KD matters", four, "(1) EMKD (3)", "(4) without KD"),
-        Claim("AP matters", four, "(1) EMKD (3)", "(9) without AP"),
-        Claim("Three members beat two", four, "(1) EMKD (3)", "(7) EMKD (2)"),
-        Claim("Four members beat three", four, "(8) EMKD (4)", "(1) EMKD (3)"),
-        *[
-            Claim(f"Two independent {e} beat one", "table1", f"{e}, two", f"{e}, one")
-            for e in ("GRU4Rec", "Caser", "SASRec")
-        ],
-        *[
-            Claim(f"EMKD improves {e}", "figure4", f"{e}, EMKD (3)", f"{e}, one")
-            for e in ("GRU4Rec", "Caser", "SASRec", "BERT4Rec")
-        ],
-        *[
-            Claim(f"Transfer makes an ensemble of {e} better", "figure4", f"{e}, EMKD (3)", f"{e}, independent (3)")
-            for e in ("GRU4Rec", "Caser", "BERT4Rec")
-        ],
-        Claim(
-            "Three networks beat one three times as wide", "controls", "three, independent", "one, three times as wide"
-        ),
-        Claim(
-            "Three networks beat one trained three times as long",
-            "controls",
-            "three, independent",
-            "one, three times as long",
-        ),
-    ]
-    return [c for c in made if (c.table, c.better) in labels and (c.table, c.worse) in labels]
-
-
-@cache
-def _gains(packed: tuple[str, ...]) -> Numbers:
-    """Each user's NDCG@10, mean over these scorers."""
-    return np.mean([ndcg(unpack(text)) for text in packed], axis=0)  # type: ignore[no-any-return]
-
-
-def _by_user(record: Record, *, members: bool) -> Numbers:
-    scorers = [s for s in record["ranks"] if (s != "ensemble") == members]
-    return _gains(tuple(record["ranks"][scorer] for scorer in scorers))
-
-
-def tested(claim: Claim, tables: Sequence[Table], done: Done) -> Test | None:
-    """The comparison over the seeds that both rows have; None where there are none."""
-    rows = {row.label: row for table in tables if table.name == claim.table for row in table.rows}
-    pairs = [
-        (done[a.key], done[b.key])
-        for a, b in zip(rows[claim.better].runs, rows[claim.worse].runs, strict=False)
-        if a.key in done and b.key in done
-    ]
-    if not pairs:
-        return None
-    first = np.stack([_by_user(a, members=claim.members) for a, _ in pairs])
-    second = np.stack([_by_user(b, members=claim.members) for _, b in pairs])
-    return paired_bootstrap(first, second)
-
-
-def verdict(test: Test | None) -> str:
-    """What the difference says of the claim.
-
-    Drawing users anew says nothing of other seeds: fewer than three settle nothing, and four of five must agree.
-
-    Examples:
-        >>> verdict(None), verdict(Test(0.1, 0.0, 0.2, 0.5, 3, 3)), verdict(Test(-0.1, -0.2, -0.01, 0.02, 0, 3))
-        ('not run', 'not settled', 'does not hold')
-        >>> verdict(Test(0.1, 0.05, 0.2, 0.01, 1, 1))
-        'not settled, 1 seed'
-    """
-    if test is None:
-        return "not run"
-    if test.seeds < SEEDS:
-        return f"not settled, {test.seeds} seed{'s' * (test.seeds > 1)}"
-    agreeing = test.wins if test.difference > 0 else test.seeds - test.wins
-    if test.p >= LEVEL or agreeing < AGREEING * test.seeds:
-        return "not settled"
-    return "holds" if test.difference > 0 else "does not hold"
-
-
 def _claims(tables: Sequence[Table], done: Done) -> list[str]:
     lines = [
         "| claim | difference (95 %) | p | seeds where it holds | verdict |",
@@ -276,7 +161,41 @@ def _members(tables: Sequence[Table], done: Done) -> list[str]:
     return [*lines, ""] if rows else []
 
 
-COST = "### Cost"
+def _transfer(tables: Sequence[Table], done: Done) -> list[str]:
+    """Each ensemble with transfer less the same without, as far as both are there: what members gain, what is lost."""
+    columns: dict[str, Callable[[Record], float]] = {
+        f"members' {METRIC}": lambda r: _members_means([r])[0],
+        f"ensemble's {METRIC}": lambda r: _ensembles([r])[0],
+        "overlap of top 10": lambda r: r["members"]["jaccard@10"],
+        "members' cross-entropy": lambda r: r["members"]["members_ce"],
+        "ambiguity": lambda r: r["members"]["ambiguity"],
+        "ensemble's cross-entropy": lambda r: r["members"]["ensemble_ce"],
+    }
+    lines, seen = [], set()
+    for row in (row for table in tables for row in table.rows):
+        alone = [plain(replace(run, student_epochs=0, **INDEPENDENT)) for run in row.runs]
+        pairs = [
+            (done[run.key], done[other.key])
+            for run, other in zip(row.runs, alone, strict=True)
+            if run.n > 1 and run != other and run.key in done and other.key in done
+        ]
+        if pairs and row.runs[0].key not in seen:
+            seen.add(row.runs[0].key)
+            label = row.label if row.runs[0].encoder in row.label else f"{row.runs[0].encoder}, {row.label}"
+            cells = [f"{statistics.mean(take(a) - take(b) for a, b in pairs):+.4f}" for take in columns.values()]
+            lines.append(f"| {label} ({len(pairs)}) | {' | '.join(cells)} |")
+    return [
+        GAINS,
+        "",
+        "Each ensemble less the same one without transfer, each at its best epoch: mean over the seeds that both have",
+        "(their number). What members gain in cross-entropy, less the ambiguity that is lost where they grow alike,",
+        "is what the ensemble gains.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *lines,
+        "",
+    ]
 
 
 def _cost(tables: Sequence[Table], done: Done) -> list[str]:

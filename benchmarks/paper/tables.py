@@ -51,7 +51,7 @@ class Study:
         made = Run(self.dataset, encoder, n, seed, **{**recipe(self.scale, self.dataset, encoder), **changes})
         if n == 1:
             made = replace(made, ccl=0.0, kd=0.0)
-        return _plain(made)
+        return plain(made)
 
     def row(
         self, label: str, encoder: str, n: int, *, paper: float | None = None, seeds: int | None = None, **changes: Any
@@ -116,7 +116,7 @@ class Study:
             "d": (("d_model",), (32, 64, 128) if self.scale != "paper" else (64, 128, 256, 512)),
         }
         rows = [
-            Row(f"{name} = {value:g}", (_plain(replace(usual, **{f: value for f in fields})),))  # type: ignore[arg-type]
+            Row(f"{name} = {value:g}", (plain(replace(usual, **{f: value for f in fields})),))  # type: ignore[arg-type]
             for name, (fields, values) in sweeps.items()
             for value in values
         ]
@@ -187,7 +187,7 @@ class Study:
         return [*short, self.figure_4(), self.table_3(), *beyond, self.figure_3(), self.table_5()]
 
 
-def _plain(run: Run) -> Run:
+def plain(run: Run) -> Run:
     """Settings that nothing reads go back to their defaults, so that equal runs have equal keys."""
     default = Run(run.dataset, run.encoder)
     if not run.icl and not run.ccl:
