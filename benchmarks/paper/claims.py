@@ -48,6 +48,10 @@ def claims(tables: Sequence[Table]) -> list[Claim]:
             "independent, seeds 5 to 9",
             members=True,
         ),
+        *[
+            Claim(f"KD of 0.3, twice as long, beats {worse}", "longer", "KD of 0.3, twice as long", worse)
+            for worse in ("independent, twice as long", "independent, as long as is best for it")
+        ],
         Claim("ICL and CCL alone make the ensemble better", four, "(4) without KD", "(5) independent"),
         Claim("ICL matters", four, "(1) EMKD (3)", "(2) without ICL"),
         Claim("CCL matters", four, "(1) EMKD (3)", "(3) without CCL"),
