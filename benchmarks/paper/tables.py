@@ -145,13 +145,16 @@ class Study:
 
     def attempts(self) -> Table:
         longer = {"dropout": 0.5, "epochs": 9}
+        twice = {**MUTUAL, "epochs": 2 * self.run(self.base, 3).epochs}
         tried: dict[str, dict[str, Any]] = {
             "EMKD, weights of the authors' code": {},
             "independent": INDEPENDENT,
             "ICL and CCL of 0.03": {"icl": 0.03, "ccl": 0.03},
             "ICL and CCL of 0.1, from 20 to 50 % of the run on": {"icl": 0.1, "ccl": 0.1, **LATE},
             "KD of 0.3 at temperature 1, from 20 to 50 % of the run on": MUTUAL,
-            "the same, twice as long": {**MUTUAL, "epochs": 2 * self.run(self.base, 3).epochs},
+            "the same, twice as long": twice,
+            "the same, twice as long, KD of 1": {**twice, "kd": 1.0},
+            "the same, twice as long, without ICL and CCL": {**twice, "icl": 0.0, "ccl": 0.0},
             "dropout 0.5, 9 epochs: EMKD": longer,
             "dropout 0.5, 9 epochs: independent": {**longer, **INDEPENDENT},
             "three students of three independent": {**INDEPENDENT, "student_epochs": self.run(self.base, 3).epochs},
