@@ -155,6 +155,7 @@ class Study:
             "the same, twice as long": twice,
             "the same, twice as long, KD of 1": {**twice, "kd": 1.0},
             "the same, twice as long, without ICL and CCL": {**twice, "icl": 0.0, "ccl": 0.0},
+            "the same, twice as long, from the start": {**twice, "transfer_from": 0.0, "transfer_full": 0.0},
             "dropout 0.5, 9 epochs: EMKD": longer,
             "dropout 0.5, 9 epochs: independent": {**longer, **INDEPENDENT},
             "three students of three independent": {**INDEPENDENT, "student_epochs": self.run(self.base, 3).epochs},
