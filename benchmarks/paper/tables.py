@@ -146,6 +146,7 @@ class Study:
     def attempts(self) -> Table:
         longer = {"dropout": 0.5, "epochs": 9}
         twice = {**MUTUAL, "epochs": 2 * self.run(self.base, 3).epochs}
+        thrice = {**MUTUAL, "epochs": 3 * self.run(self.base, 3).epochs}
         tried: dict[str, dict[str, Any]] = {
             "EMKD, weights of the authors' code": {},
             "independent": INDEPENDENT,
@@ -155,7 +156,10 @@ class Study:
             "the same, twice as long": twice,
             "the same, twice as long, KD of 1": {**twice, "kd": 1.0},
             "the same, twice as long, without ICL and CCL": {**twice, "icl": 0.0, "ccl": 0.0},
-            "the same, twice as long, from the start": {**twice, "transfer_from": 0.0, "transfer_full": 0.0},
+            "KD of 1, twice as long, from the start": {**twice, "kd": 1.0, "transfer_from": 0.0, "transfer_full": 0.0},
+            "KD of 3, twice as long": {**twice, "kd": 3.0},
+            "KD of 1, three times as long": {**thrice, "kd": 1.0},
+            "KD of 3, three times as long": {**thrice, "kd": 3.0},
             "dropout 0.5, 9 epochs: EMKD": longer,
             "dropout 0.5, 9 epochs: independent": {**longer, **INDEPENDENT},
             "three students of three independent": {**INDEPENDENT, "student_epochs": self.run(self.base, 3).epochs},
