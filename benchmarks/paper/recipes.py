@@ -116,11 +116,10 @@ class Run:
             seed=self.seed,
         )
 
-    def schedules(self) -> dict[str, Schedule | None]:
+    def schedules(self) -> dict[str, Schedule]:
         """The schedules of ``fit``."""
         rates: dict[str, Schedule] = {"cosine": Cosine(warmup=0.5), "step": StepDecay()}
-        later = Ramp(self.transfer_from, self.transfer_full) if self.transfer_full else None
-        return {"schedule": rates[self.schedule], "transfer": later}
+        return {"schedule": rates[self.schedule], "transfer": Ramp(self.transfer_from, self.transfer_full)}
 
 
 @cache
