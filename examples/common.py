@@ -20,7 +20,7 @@ from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.distributed import Ranks, process_group, restarted
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
-from ensemble_kd.schedules import Cosine, Schedule, StepDecay
+from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.sharding import gathered, shard
 
 
@@ -42,9 +42,18 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--weight-decay", type=float, default=0.0)
     p.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
-    p.add_argument("--temperature", type=float, default=0.3, help="of ICL, CCL and KD")
+    p.add_argument("--temperature", type=float, default=0.3, help="of ICL and CCL")
     p.add_argument("--lambda", dest="lambda_", type=float, default=0.01, help="weight of ICL + CCL; 0: without")
-    p.add_argument("--mu", type=float, default=0.001, help="weight of KD; 0: without")
+    p.add_argument("--mu", type=float, default=1.0, help="weight of KD; 0: without")
+    p.add_argument("--kd-temperature", type=float, default=1.0)
+    p.add_argument(
+        "--transfer",
+        type=float,
+        nargs=2,
+        default=(0.2, 0.5),
+        metavar=("START", "FULL"),
+        help="shares of the run between which the weights of ICL, CCL and KD rise from 0",
+    )
     p.add_argument("--ap", type=float, default=1.0, help="weight of attribute prediction; 0: without")
     p.add_argument("--classifier", choices=("linear", "tied"), default="linear", help="own weights, or the embedding's")
     p.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
@@ -80,7 +89,7 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
     with_attributes = data.item_attributes is not None
     terms = [args.ap * AP()] * with_attributes
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
-    terms += [args.mu * KD(temperature=args.temperature)]
+    terms += [args.mu * KD(temperature=args.kd_temperature)]
     model = EnsembleKD(
         encoder(data),
         args.n,
@@ -104,6 +113,7 @@ def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any
         "lr": args.lr,
         "weight_decay": args.weight_decay,
         "schedule": schedule,
+        "transfer": Ramp(*args.transfer),
         "window": args.window + isinstance(objective, NextItem),  # whose newest item is a target and no input
         "window_step": args.window_step,
         "precision": args.precision,

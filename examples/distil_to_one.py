@@ -19,6 +19,7 @@ from ensemble_kd.data import SequenceData
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.schedules import Ramp
 
 METRIC = "NDCG@10"
 
@@ -36,8 +37,8 @@ def request_ms(model: EnsembleKD, data: SequenceData, requests: int = 200) -> fl
 if __name__ == "__main__":
     parser = flags(__doc__, output="runs/distil", views=1, batch_size=64, epochs=6, lr=2e-3, dropout=0.3)
     parser.add_argument("--num-layers", type=int, default=2)
-    parser.add_argument("--kd-weight", type=float, default=10.0, help="of KD from the ensemble to the student")
-    parser.add_argument("--kd-temperature", type=float, default=1.0, help="of KD from the ensemble to the student")
+    parser.add_argument("--student-kd", type=float, default=10.0, help="weight of KD from the ensemble")
+    parser.add_argument("--student-kd-temperature", type=float, default=1.0, help="of KD from the ensemble")
     parser.add_argument("--student-epochs", type=int, help="default: twice the ensemble's")
     parser.add_argument("--student-dropout", type=float, default=0.0, help="spliced sequences keep it from overfitting")
     parser.add_argument("--no-spliced", action="store_true", help="let the student learn on real sequences alone")
@@ -60,14 +61,14 @@ if __name__ == "__main__":
     alone = ensemble(args, data, factory, objective)
     fit(alone, data, **options, output_dir=args.output / "alone", resume=resume)
 
-    kd = args.kd_weight * KD(temperature=args.kd_temperature)
+    kd = args.student_kd * KD(temperature=args.student_kd_temperature)
     student = distill(
         teacher,
         lambda: encoder(args.student_dropout),
         data,
         losses=kd if data.item_attributes is None or not args.ap else kd + args.ap * AP(),
         spliced=not args.no_spliced,
-        **{**options, "epochs": args.student_epochs or 2 * args.epochs},
+        **{**options, "epochs": args.student_epochs or 2 * args.epochs, "transfer": Ramp(0, 0)},
         output_dir=args.output / "student",
         resume=resume,
     ).student

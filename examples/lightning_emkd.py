@@ -24,7 +24,8 @@ from ensemble_kd import EnsembleKD, NextItem
 from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.schedules import Cosine, Schedule, StepDecay
+from ensemble_kd.losses import scale_transfer
+from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
 
 
 class EMKD(LightningModule):
@@ -32,9 +33,12 @@ class EMKD(LightningModule):
 
     def __init__(self, model: EnsembleKD, data: SequenceData, args: Namespace) -> None:
         super().__init__()
-        self.model, self.data, self.args = model, data, args
+        self.model, self.data, self.args, self.losses = model, data, args, model.losses
 
     def training_step(self, item_ids: Tensor, _: int) -> Tensor:
+        done = self.global_step / self.trainer.estimated_stepping_batches
+        share = Ramp(*self.args.transfer)(done, 1)
+        self.model.losses = scale_transfer(self.losses, share)  # members teach each other once they have learned
         step = self.model.loss(item_ids)
         self.log_dict(dict(step.terms), prog_bar=True)
         return step.total

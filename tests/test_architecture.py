@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fused_distillation",
         "losses",
         "objectives",
+        "schedules",
         "serving",
         "settings",
         "training",
