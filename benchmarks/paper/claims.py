@@ -38,8 +38,10 @@ def claims(tables: Sequence[Table]) -> list[Claim]:
     made = [
         Claim("An ensemble without transfer beats one network", four, "(5) independent", "(6) one network"),
         Claim("EMKD beats one network", four, "(1) EMKD (3)", "(6) one network"),
-        Claim("Transfer makes the ensemble better", four, "(1) EMKD (3)", "(5) independent"),
-        Claim("Transfer makes each member better", four, "(1) EMKD (3)", "(5) independent", members=True),
+        Claim("Transfer by the authors' weights makes the ensemble better", four, "(1) EMKD (3)", "(5) independent"),
+        Claim(
+            "Transfer by the authors' weights makes each member better", four, "(1) EMKD (3)", "(5) independent", True
+        ),
         *[
             Claim(f"Strong KD, twice as long, beats {what}{', each member' * members}", "best", STRONGEST, row, members)
             for what, row in (
