@@ -16,7 +16,6 @@ from ensemble_kd.fused import ItemLosses
 from ensemble_kd.fused_distillation import distillation_losses
 from ensemble_kd.losses import AP, KD, Loss, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective
-from ensemble_kd.schedules import Ramp
 from ensemble_kd.serving import item_vectors, query_vectors
 from ensemble_kd.settings import checksum
 from ensemble_kd.training import FitResult, fit
@@ -63,8 +62,7 @@ def distill(
         classifier: default: the ensemble's.
         spliced: learn from spliced sequences, too, which takes a step twice as long; the loss is the mean of both.
         seed: of the student's weights and, unless ``options`` has another, of the run.
-        options: of ``fit``: epochs, lr, window, precision, output_dir, ...; ``transfer`` is ``Ramp(0, 0)`` here, since
-            the teacher has something to teach from the start.
+        options: of ``fit``: epochs, lr, window, precision, output_dir, ...
 
     Returns:
         The student and how its training went.
@@ -111,7 +109,7 @@ def distill(
         seed=seed,
     ).to(ensemble.device)
     student.learn_from(ensemble, spliced=spliced)
-    result = fit(student, data, **{"seed": seed, "transfer": Ramp(0, 0), **options})  # a teacher knows from the start
+    result = fit(student, data, **{"seed": seed, **options})
     return Distilled(student.alone(), result)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ensemble_kd.contract import Attributes
 from ensemble_kd.losses import AP, CCL, ICL, KD
 from ensemble_kd.objectives import MaskedItem
-from ensemble_kd.schedules import Ramp, StepDecay
+from ensemble_kd.schedules import StepDecay
 
 # Sec. 4.1.4; the factor of the decay is not given. The window is Beauty's in the authors' code (Toys 20, ML-1M 40).
 PAPER_FIT: Mapping[str, Any] = {
@@ -19,7 +19,6 @@ PAPER_FIT: Mapping[str, Any] = {
     "batch_size": 256,
     "lr": 1e-3,
     "schedule": StepDecay(every=100),
-    "transfer": Ramp(0, 0),
     "window": 15,
     "window_step": 1,
 }

@@ -70,9 +70,8 @@ class Cosine:
 class Ramp:
     """Nothing up to ``start``, all from ``full`` on, a straight line between; both as shares of the run.
 
-    For ``fit(transfer=...)``: networks that have learned nothing yet have nothing to teach, and those that were taught
-    from the start are more alike and together worse (Beauty, benchmarks/paper/REPORT.md, "attempts"). Terms of weight 0
-    are not computed.
+    For ``fit(transfer=...)``: networks that have learned nothing yet have nothing to teach, and terms of weight 0 are
+    not computed.
 
     Raises:
         EnsembleKDError: not 0 <= start <= full <= 1.

@@ -31,9 +31,9 @@ class Settings:
         EnsembleKDError: a value that cannot be used, before anything is trained or written.
 
     Examples:
-        >>> from ensemble_kd.schedules import Ramp, StepDecay
+        >>> from ensemble_kd.schedules import StepDecay
         >>> Settings(
-        ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), transfer=Ramp(0, 0),
+        ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), transfer=None,
         ...     max_grad_norm=None, window=None, window_step=1, by_length=True, precision="float32", exclude="history",
         ...     patience=None, output_dir=None, resume=False, checkpoint_every_s=0.0, log_every=1, callback=None,
         ...     progress=False, seed=0,
@@ -48,7 +48,7 @@ class Settings:
     lr: float
     weight_decay: float
     schedule: Schedule
-    transfer: Schedule
+    transfer: Schedule | None
     max_grad_norm: float | None
     window: int | None
     window_step: int
@@ -93,8 +93,8 @@ class Settings:
         pairs = zip(self._shares(self.schedule), self._shares(self.transfer), strict=True)
         return [share for pair in pairs for share in pair]
 
-    def _shares(self, schedule: Schedule) -> list[float]:
-        shares = [schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
+    def _shares(self, schedule: Schedule | None) -> list[float]:
+        shares = [1.0 if schedule is None else schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
         for i, share in enumerate(shares):
             if not (math.isfinite(share) and share >= 0):
                 expected = "a schedule of finite shares >= 0"

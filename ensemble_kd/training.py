@@ -122,8 +122,8 @@ def fit(
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         schedule: default ``Cosine(warmup=0.5)``; the paper's is ``StepDecay()``.
-        transfer: share of the weights of ICL, CCL and KD over the run; default ``Ramp(0.2, 0.5)``, see there. All of
-            them from the start, as in the paper: ``Ramp(0, 0)``. What has no weight is not computed.
+        transfer: share of the weights of ICL, CCL and KD over the run, ``Ramp(0.25, 0.5)`` say; default: all of them
+            from the start. What has no weight is not computed.
         max_grad_norm: clip each member's gradient norm; None: do not.
         window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
@@ -165,7 +165,7 @@ def fit(
         lr=lr,
         weight_decay=weight_decay,
         schedule=schedule if schedule is not None else Cosine(warmup=0.5),
-        transfer=transfer if transfer is not None else Ramp(0.2, 0.5),
+        transfer=transfer,
         max_grad_norm=max_grad_norm,
         window=window,
         window_step=window_step,
@@ -189,7 +189,8 @@ def fit(
         finally:
             run.log.close()
             model.train(training)
-            model.losses = losses
+            if transfer is not None:
+                model.losses = losses
 
 
 @contextmanager
@@ -273,7 +274,7 @@ class _Run:
             rate = s.lr * float(s.schedule(self.epoch + self.batch / len(plan), s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            if isinstance(self.losses, Loss):
+            if s.transfer is not None and isinstance(self.losses, Loss):
                 share = float(s.transfer(self.epoch + self.batch / len(plan), s.epochs))
                 self.model.losses = scale_transfer(self.losses, share)
             self._one_step(batch.to(self.device))

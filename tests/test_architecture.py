@@ -77,7 +77,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fused_distillation",
         "losses",
         "objectives",
-        "schedules",
         "serving",
         "settings",
         "training",

@@ -63,7 +63,6 @@ def train(model: EnsembleKD, **changes: Any) -> FitResult:
         "checkpoint_every_s": 0.0,
         "progress": False,
         "schedule": Cosine(warmup=0.5),
-        "transfer": Ramp(0, 0),  # so that few steps show all terms
     }
     return fit(model, DATA, **(options | changes))
 
@@ -299,13 +298,6 @@ def test_transfer_follows_its_schedule(tmp_path: Path) -> None:
     late = train(sasrec(), epochs=2, transfer=Ramp(1.0, 1.0)).history[-1]
     alone = train(sasrec(losses=AP()), epochs=2).history[-1]
     assert timeless(late)["valid"] == timeless(alone)["valid"]
-
-
-def test_members_teach_each_other_once_they_have_learned() -> None:
-    """By default nothing passes in the first fifth of a run, and all from its middle on."""
-    usual = train(sasrec(), epochs=5, transfer=None).history
-    assert [set(entry["train"]) >= {"icl", "ccl", "kd"} for entry in usual] == [False, True, True, True, True]
-    assert list(map(timeless, usual)) == list(map(timeless, train(sasrec(), epochs=5, transfer=Ramp(0.2, 0.5)).history))
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
