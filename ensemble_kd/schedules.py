@@ -70,8 +70,9 @@ class Cosine:
 class Ramp:
     """Nothing up to ``start``, all from ``full`` on, a straight line between; both as shares of the run.
 
-    For ``fit(transfer=...)``: networks that have learned nothing yet have nothing to teach, and terms of weight 0 are
-    not computed.
+    For ``fit(transfer=...)``: networks that have learned nothing yet have nothing to teach, and members that strong KD
+    taught from the start were more alike and together worse (benchmarks/paper/REPORT.md, "What was tried"). Terms of
+    weight 0 are not computed.
 
     Raises:
         EnsembleKDError: not 0 <= start <= full <= 1.

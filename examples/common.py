@@ -44,13 +44,13 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--schedule", choices=("cosine", "step"), default="cosine")
     p.add_argument("--temperature", type=float, default=0.3, help="of ICL and CCL")
     p.add_argument("--lambda", dest="lambda_", type=float, default=0.01, help="weight of ICL + CCL; 0: without")
-    p.add_argument("--mu", type=float, default=1.0, help="weight of KD; 0: without")
-    p.add_argument("--kd-temperature", type=float, default=1.0)
+    p.add_argument("--mu", type=float, default=0.001, help="weight of KD; 0: without")
+    p.add_argument("--kd-temperature", type=float, default=0.3)
     p.add_argument(
         "--transfer",
         type=float,
         nargs=2,
-        default=(0.2, 0.5),
+        default=(0.0, 0.0),
         metavar=("START", "FULL"),
         help="shares of the run between which the weights of ICL, CCL and KD rise from 0",
     )

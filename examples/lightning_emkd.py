@@ -38,7 +38,7 @@ class EMKD(LightningModule):
     def training_step(self, item_ids: Tensor, _: int) -> Tensor:
         done = self.global_step / self.trainer.estimated_stepping_batches
         share = Ramp(*self.args.transfer)(done, 1)
-        self.model.losses = scale_transfer(self.losses, share)  # members teach each other once they have learned
+        self.model.losses = scale_transfer(self.losses, share)
         step = self.model.loss(item_ids)
         self.log_dict(dict(step.terms), prog_bar=True)
         return step.total

@@ -131,6 +131,13 @@ def test_the_papers_preset_is_the_papers() -> None:
     assert run.schedules()["schedule"] == presets.PAPER_FIT["schedule"]
 
 
+def test_the_best_that_we_know_is_the_preset() -> None:
+    run, data = Study("cpu", "Beauty").best().rows[0].runs[0], load("synthetic", None)
+    assert run.losses() == presets.strong_kd(data.item_attributes)["losses"]
+    assert run.schedules()["transfer"] == presets.STRONG_KD_FIT["transfer"]
+    assert EnsembleKD(run.encoder_fn(data), 2, **presets.strong_kd()).losses == presets.strong_kd()["losses"]
+
+
 def test_rows_of_table_4_differ_in_what_their_names_say() -> None:
     rows = {row.label: row.runs[0] for row in Study("cpu", "Beauty").table_4().rows}
     assert rows.keys() == published.TABLE_4["Beauty"].keys()
