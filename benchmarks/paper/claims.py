@@ -78,9 +78,7 @@ def claims(tables: Sequence[Table]) -> list[Claim]:
             for e in ("GRU4Rec", "Caser", "BERT4Rec")
         ],
         *[
-            Claim(
-                f"Strong KD makes an ensemble of {e} better{t}", "elsewhere", f"{e}, KD of 1{t}", f"{e}, independent{t}"
-            )
+            Claim(f"Strong KD improves three {e}{t}", "elsewhere", f"{e}, KD of 1{t}", f"{e}, independent{t}")
             for e in ("GRU4Rec", "Caser", "SASRec", "BERT4Rec")
             for t in ("", ", twice as long")
         ],

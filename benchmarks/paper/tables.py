@@ -187,6 +187,7 @@ class Study:
             rows.append(self.row(f"{e}, independent", e, 3, seeds=1, **INDEPENDENT))
             rows.append(self.row(f"{e}, KD of 1, twice as long", e, 3, seeds=1, **STRONG, **twice))
             rows.append(self.row(f"{e}, independent, twice as long", e, 3, seeds=1, **INDEPENDENT, **twice))
+            rows.append(self.row(f"{e}, KD of 0.3, twice as long", e, 3, seeds=1, **{**STRONG, "kd": 0.3}, **twice))
         return Table("elsewhere", "Strong KD elsewhere", self.dataset, tuple(rows))
 
     def switches(self) -> Table:
