@@ -182,6 +182,8 @@ CPU: dict[str, dict[str, Any]] = {
         "classifier": "linear",
     },
 }
+# Fewer epochs than are best for three independent networks: twice as many have .1858 on validation of ML-1M (SASRec) in
+# place of .1764, and .0709 on that of Beauty (GRU4Rec) in place of .0660.
 CPU_ON: dict[tuple[str, str], dict[str, Any]] = {
     ("ML-1M", "SASRec"): {"d_model": 64, "dropout": 0.2, "epochs": 10},
     ("ML-1M", "GRU4Rec"): {"d_model": 64, "dropout": 0.2, "epochs": 10},
