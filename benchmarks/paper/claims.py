@@ -10,9 +10,8 @@ import numpy as np
 
 from benchmarks.paper.analysis import Numbers, Test, ndcg, paired_bootstrap
 from benchmarks.paper.store import Record, unpack
-from benchmarks.paper.tables import Table
+from benchmarks.paper.tables import STRONGEST, Table
 
-STRONGEST = "EMKD: KD of 1, twice as long"  # a row of table "best"
 LEVEL = 0.05
 SEEDS, AGREEING = 3, 0.8  # that a verdict needs, and the share of them that has to say the same
 
