@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+)
 from ensemble_kd.losses import Loss
 from ensemble_kd.objectives import Draw
 

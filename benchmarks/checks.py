@@ -10,7 +10,7 @@ from benchmarks.common import Row, sig
 from ensemble_kd import EnsembleKD, MaskedItem
 from ensemble_kd import functional as ekd
 from ensemble_kd.data import synthetic
-from ensemble_kd.fused import item_losses
+from ensemble_kd.losses import item_losses
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import mask_positions
 from ensemble_kd.stacking import Backend

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.baseline import pairwise_kd
 from benchmarks.common import Row, Step, interleaved, memory, sig
 from benchmarks.limits import matmul_gflops
-from ensemble_kd.fused import compile_status, item_losses
+from ensemble_kd.losses import compile_status, item_losses
 
 N, TEMPERATURE, KD_WEIGHT = 3, 0.3, 0.01
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -13,8 +13,8 @@ from ensemble_kd import EnsembleKD, MaskedItem
 from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec
 from ensemble_kd.losses import Loss
-from ensemble_kd.rows import RowAdamW
 from ensemble_kd.stacking import Backend
+from ensemble_kd.stacking.lookups import RowAdamW
 
 N, WINDOW, BATCH = 3, 15, 256
 DROPOUT = 0.2

@@ -48,7 +48,12 @@ def lines(data: SequenceData) -> Iterator[tuple[str, str]]:
         masked = name == "BERT4Rec"
         objective = MaskedItem(negatives=negatives) if masked else NextItem(views=2, negatives=negatives)
         model = EnsembleKD(
-            encoder, n=3, objective=objective, losses=LOSSES, item_attributes=data.item_attributes, classifier=classifier
+            encoder,
+            n=3,
+            objective=objective,
+            losses=LOSSES,
+            item_attributes=data.item_attributes,
+            classifier=classifier,
         )
         fit(model, data, epochs=2, batch_size=64, lr=1e-3, window=LENGTH, progress=False)
         sampled = "full" if negatives is None else "sampled"

@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Row, Step, interleaved, sig
-from ensemble_kd import CCL, ICL, KD, EnsembleKD, MaskedItem
+from ensemble_kd import (
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    MaskedItem,
+)
 from ensemble_kd.encoders import BERT4Rec
-from ensemble_kd.rows import RowAdamW
+from ensemble_kd.stacking.lookups import RowAdamW
 from ensemble_kd.training import clip_members_
 
 N, BATCH, LENGTH, VIEWS = 3, 256, 15, 2

@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data import SequenceData
 from ensemble_kd.ensemble import EnsembleKD, Step
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses
-from ensemble_kd.fused_distillation import distillation_losses
-from ensemble_kd.losses import AP, KD, Loss, terms_by_name
+from ensemble_kd.losses import AP, KD, ItemLosses, Loss, distillation_losses, terms_by_name
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective
 from ensemble_kd.serving import item_vectors, query_vectors
-from ensemble_kd.settings import checksum
 from ensemble_kd.training import FitResult, fit
+from ensemble_kd.training.settings import checksum
 
 
 class Distilled(NamedTuple):

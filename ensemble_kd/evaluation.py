@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensemble_kd.data import SequenceData, Split
 from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.data.ragged import left_padded
-from ensemble_kd.data.sequences import SequenceData, Split
+from ensemble_kd.distributed.shards import gathered
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
-from ensemble_kd.sharding import gathered
 
 Exclude = Literal["none", "window", "history"]
 Precision = Literal["float32", "bfloat16"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ensemble_kd.contract import Attributes
+from ensemble_kd.ensemble import Attributes
 from ensemble_kd.losses import AP, CCL, ICL, KD
 from ensemble_kd.objectives import MaskedItem
-from ensemble_kd.schedules import Ramp, StepDecay
+from ensemble_kd.training import Ramp, StepDecay
 
 # Sec. 4.1.4; the factor of the decay is not given. The window is Beauty's in the authors' code (Toys 20, ML-1M 40).
 PAPER_FIT: Mapping[str, Any] = {

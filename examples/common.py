@@ -15,13 +15,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, NextItem, fit
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    NextItem,
+    fit,
+)
 from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.distributed import Ranks, process_group, restarted
+from ensemble_kd.distributed.shards import gathered, shard
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
-from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
-from ensemble_kd.sharding import gathered, shard
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
 
 
 def flags(description: str | None, **defaults: object) -> argparse.ArgumentParser:

@@ -14,12 +14,18 @@ from collections.abc import Callable
 from common import ensemble, fit_options, flags, sequences
 from torch import nn
 
-from ensemble_kd import AP, KD, EnsembleKD, NextItem, fit
+from ensemble_kd import (
+    AP,
+    KD,
+    EnsembleKD,
+    NextItem,
+    fit,
+)
 from ensemble_kd.data import SequenceData
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.schedules import Ramp
+from ensemble_kd.training import Ramp
 
 METRIC = "NDCG@10"
 

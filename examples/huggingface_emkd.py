@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from ensemble_kd import MaskedItem, NextItem
-from ensemble_kd.adapters import from_huggingface
+from ensemble_kd.encoders import from_huggingface
 
 
 def encoder(args: Namespace, num_items: int) -> nn.Module:

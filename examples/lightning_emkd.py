@@ -25,7 +25,7 @@ from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.losses import scale_transfer
-from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
 
 
 class EMKD(LightningModule):

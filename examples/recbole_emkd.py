@@ -17,7 +17,7 @@ from recbole.model.sequential_recommender import SASRec
 from torch import nn
 
 from ensemble_kd import NextItem
-from ensemble_kd.adapters import right_padded
+from ensemble_kd.encoders import right_padded
 
 NAMES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list", "NEG_PREFIX": "neg_"}
 

@@ -17,18 +17,28 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, checkpoints, fit
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+    fit,
+)
 from ensemble_kd.data import MappedSequences, synthetic, write_sequences
-from ensemble_kd.data_parallel import SpreadLoss
 from ensemble_kd.distillation import distill
 from ensemble_kd.distributed import Ranks
-from ensemble_kd.distributed import whole as whole_of
+from ensemble_kd.distributed.data_parallel import SpreadLoss
+from ensemble_kd.distributed.place import whole as whole_of
+from ensemble_kd.distributed.shards import gathered, shard
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.schedules import StepDecay
-from ensemble_kd.sharding import gathered, shard
-from ensemble_kd.training import clip_members_
-from ensemble_kd.weights import save
+from ensemble_kd.export import save
+from ensemble_kd.training import StepDecay, clip_members_
+from ensemble_kd.training import state as checkpoints
 
 V, N = 19, 4
 DATA = synthetic(num_users=23, num_items=80, num_clusters=8, max_len=12)

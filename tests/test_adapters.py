@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from ensemble_kd.adapters import from_huggingface, right_padded
+from ensemble_kd.encoders import from_huggingface, right_padded
 from ensemble_kd.errors import EnsembleKDError
 
 V, D = 10, 8

@@ -14,8 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
-from ensemble_kd.adapters import from_huggingface, right_padded
+from ensemble_kd import (
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+)
+from ensemble_kd.encoders import from_huggingface, right_padded
 from ensemble_kd.stacking import Backend, StackedModule, build_members
 
 pytestmark = [

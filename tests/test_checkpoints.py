@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_kd import EnsembleKDError, checkpoints
+from ensemble_kd import EnsembleKDError
+from ensemble_kd.training import state as checkpoints
 
 CONTENT: dict[str, Any] = {
     "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False])},

@@ -21,12 +21,14 @@ from ensemble_kd.data import (
     ItemAttributes,
     SequenceData,
     Split,
-    catalogue,
     read_amazon,
     read_movielens,
     read_recbole,
     read_text,
     synthetic,
+)
+from ensemble_kd.data import (
+    synthetic as catalogue,
 )
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks

@@ -10,12 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ensemble_kd import AP, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, distillation
+from ensemble_kd import (
+    AP,
+    ICL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+    distillation,
+)
 from ensemble_kd.data import synthetic
 from ensemble_kd.distillation import distill, splice
 from ensemble_kd.encoders import BERT4Rec, GRU4Rec, SASRec
-from ensemble_kd.fused_distillation import distillation_losses
-from ensemble_kd.schedules import StepDecay
+from ensemble_kd.losses import distillation_losses
+from ensemble_kd.training import StepDecay
 
 DATA = synthetic(num_users=120, num_items=90)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ensemble_kd import checkpoints
+from ensemble_kd.training import state as checkpoints
 from tests.distributed_worker import MESHES, cases
 from tests.test_training import assert_same_checkpoint, log_of
 

@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+)
 from ensemble_kd import functional as F
 from ensemble_kd.data import ItemAttributes
 from ensemble_kd.encoders import BERT4Rec, SASRec
@@ -543,7 +552,7 @@ class Listed(Rows):
 
 SHAPES = "encoder output: expected hidden states (b, l, d) or (b, d), got "
 RETURN = "Return hidden states (b, l, d), or (b, d) for the newest position alone."
-LEFT = "Pad on the left with 0 (ensemble_kd.adapters turns right padding), and leave empty rows out."
+LEFT = "Pad on the left with 0 (ensemble_kd.encoders turns right padding), and leave empty rows out."
 NUMBER = "Renumber the items from 1 without gaps, or raise num_items."
 ROWS = "Its embedding needs V + 2 rows: padding, the items 1..V, the mask token. Call it by itself first."
 TIE = 'Use classifier="linear", "tied", or the dotted path of the item embedding.'

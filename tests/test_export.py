@@ -14,11 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import AP, CCL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd import (
+    AP,
+    CCL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+)
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
-from ensemble_kd.export import Scorer, to_onnx, to_program
-from ensemble_kd.weights import load, save
+from ensemble_kd.export import Scorer, load, save, to_onnx, to_program
 
 V, LENGTH = 60, 9
 DATA = synthetic(num_users=40, num_items=100)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, compile_status, item_losses
+from ensemble_kd.losses import ItemLosses, compile_status, item_losses
 
 settings.register_profile("fused", deadline=None, max_examples=40)
 settings.load_profile("fused")

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ensemble_kd import EnsembleKDError, fused_attributes
+from ensemble_kd import EnsembleKDError
 from ensemble_kd.functional import attribute_cross_entropy
-from ensemble_kd.fused_attributes import attribute_losses
+from ensemble_kd.losses import attribute_losses
+from ensemble_kd.losses import attributes as fused_attributes
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

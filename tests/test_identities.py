@@ -19,9 +19,16 @@ from torch import Tensor, nn
 
 from ensemble_kd import functional as F
 from ensemble_kd.ensemble import EnsembleKD, Step
-from ensemble_kd.fused import ItemLosses, item_losses
-from ensemble_kd.fused_distillation import distillation_losses
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    ItemLosses,
+    Loss,
+    distillation_losses,
+    item_losses,
+)
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem
 from tests import reference

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, Need, Term, terms_by_name
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    Loss,
+    LossName,
+    Need,
+    Term,
+    terms_by_name,
+)
 
 temperatures = st.floats(1e-3, 1e3)
 pools = st.sampled_from(["flatten", "mean", "last"])
@@ -174,7 +184,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a class": (
         lambda: terms_by_name(KD),  # type: ignore[arg-type]
-        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.KD'>. "
+        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.terms.KD'>. "
         "See ensemble_kd.losses.",
     ),
     "a number": (

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from ensemble_kd import EnsembleKD, EnsembleKDError, fit
-from ensemble_kd.data import BlockPlan, MappedSequences, SequenceData, synthetic, write_sequences
+from ensemble_kd.data import (
+    BlockPlan,
+    MappedSequences,
+    SequenceData,
+    synthetic,
+    write_sequences,
+)
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
 from tests.test_training import assert_same_checkpoint

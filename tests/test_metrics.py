@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.metrics import disagreement, hit_rate, metric_row, mrr, ndcg, ranks
+from ensemble_kd.metrics import (
+    disagreement,
+    hit_rate,
+    metric_row,
+    mrr,
+    ndcg,
+    ranks,
+)
 
 quick = settings(deadline=None, max_examples=80)
 

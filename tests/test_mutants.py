@@ -18,8 +18,14 @@ from torch import Tensor
 
 from ensemble_kd import functional as F
 from ensemble_kd.ensemble import EnsembleKD, Step
-from ensemble_kd.fused import ItemLosses
-from ensemble_kd.losses import CCL, ICL, KD, Loss, terms_by_name
+from ensemble_kd.losses import (
+    CCL,
+    ICL,
+    KD,
+    ItemLosses,
+    Loss,
+    terms_by_name,
+)
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw
 from tests.test_identities import (

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+)
 from ensemble_kd import ensemble as ensemble_module
 from ensemble_kd import objectives as objectives_module
 from ensemble_kd.data import ItemAttributes

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble_kd import functional as F
-from ensemble_kd.packing import pack
+from ensemble_kd.ensemble.packing import pack
 
 N, D = 2, 3
 

@@ -14,13 +14,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ensemble_kd import CCL, ICL, KD, EnsembleKD, EnsembleKDError, MaskedItem, NextItem, ensemble, fit, objectives, rows
+from ensemble_kd import (
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    EnsembleKDError,
+    MaskedItem,
+    NextItem,
+    ensemble,
+    fit,
+    objectives,
+)
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
-from ensemble_kd.fused import ItemLosses, item_losses
-from ensemble_kd.rows import RowAdamW, merge_rows, sparse_lookups, take_rows
-from ensemble_kd.sampling import Candidates, _candidates, draw_candidates, sampled_item_losses
-from ensemble_kd.stacking import Backend, StackedModule
+from ensemble_kd.losses import ItemLosses, item_losses, sampled_item_losses
+from ensemble_kd.losses.sampled import Candidates, _candidates, draw_candidates
+from ensemble_kd.stacking import Backend, StackedModule, sparse_lookups, take_rows
+from ensemble_kd.stacking import lookups as rows
+from ensemble_kd.stacking.lookups import RowAdamW, merge_rows
 from ensemble_kd.training import clip_members_
 from tests.strategies import Classified, classified, integers, seeds
 

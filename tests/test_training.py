@@ -29,18 +29,16 @@ from ensemble_kd import (
     EnsembleKDError,
     MaskedItem,
     NextItem,
-    checkpoints,
     fit,
-    fused,
     training,
 )
-from ensemble_kd.data import SequenceData, synthetic
-from ensemble_kd.data.batching import BatchPlan
+from ensemble_kd.data import BatchPlan, SequenceData, synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
-from ensemble_kd.runlog import RunLog
-from ensemble_kd.schedules import Cosine, Ramp, StepDecay
-from ensemble_kd.training import FitResult, clip_members_
+from ensemble_kd.losses import items as fused
+from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay, clip_members_
+from ensemble_kd.training import state as checkpoints
+from ensemble_kd.training.log import RunLog
 
 V = 60
 DATA = synthetic(num_users=120, num_items=V, num_clusters=10, max_len=20)

@@ -12,11 +12,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, MaskedItem, NextItem
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    MaskedItem,
+    NextItem,
+)
 from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.losses import Loss
-from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
 
 Scale = Literal["smoke", "cpu", "paper"]
 ENCODERS: dict[str, Callable[..., nn.Module]] = {

@@ -1,15 +1,15 @@
 """Sequences of users' items, in memory or on disk: readers, leave-one-out, windows, batches, a synthetic default."""
 
-from ensemble_kd.data.amazon import read_amazon
 from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.batching import BatchPlan
+from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
-from ensemble_kd.data.catalogue import synthetic
 from ensemble_kd.data.mapped import MappedSequences, write_sequences
-from ensemble_kd.data.movielens import read_movielens
-from ensemble_kd.data.recbole import read_recbole
+from ensemble_kd.data.readers.amazon import read_amazon
+from ensemble_kd.data.readers.movielens import read_movielens
+from ensemble_kd.data.readers.recbole import read_recbole
+from ensemble_kd.data.readers.text import read_text
 from ensemble_kd.data.sequences import SequenceData, Split
-from ensemble_kd.data.text import read_text
+from ensemble_kd.data.synthetic import synthetic
 
 __all__ = [
     "BatchPlan",

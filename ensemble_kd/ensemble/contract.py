@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.stacking import StackedModule, first_line, is_whole
+from ensemble_kd.stacking import StackedModule, first_line
+from ensemble_kd.stacking.stack import is_whole
 
 
 class Attributes(Protocol):
@@ -58,7 +59,7 @@ def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) 
         Traceback (most recent call last):
             ...
         ensemble_kd.errors.EnsembleKDError: loss: expected an item in the last column of every row, got a row that \
-ends in padding. Pad on the left with 0 (ensemble_kd.adapters turns right padding), and leave empty rows out.
+ends in padding. Pad on the left with 0 (ensemble_kd.encoders turns right padding), and leave empty rows out.
     """
     if not isinstance(item_ids, Tensor) or item_ids.dtype != torch.int64:
         got = str(item_ids.dtype) if isinstance(item_ids, Tensor) else type(item_ids).__name__
@@ -72,7 +73,7 @@ ends in padding. Pad on the left with 0 (ensemble_kd.adapters turns right paddin
     if low < 0 or high > highest:
         fix = "Renumber the items from 1 without gaps, or raise num_items."
         raise EnsembleKDError(where, f"item_ids in 0..{highest}", f"{low if low < 0 else high}", fix)
-    left = "Pad on the left with 0 (ensemble_kd.adapters turns right padding), and leave empty rows out."
+    left = "Pad on the left with 0 (ensemble_kd.encoders turns right padding), and leave empty rows out."
     real = item_ids != 0
     if not bool(real[:, -1].all()):
         raise EnsembleKDError(where, "an item in the last column of every row", "a row that ends in padding", left)

@@ -15,12 +15,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ensemble_kd.checkpoints import replacing
-from ensemble_kd.contract import Attributes
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import Attributes, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, terms_by_name
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    Loss,
+    terms_by_name,
+)
 from ensemble_kd.objectives import MaskedItem, NextItem, Objective
+from ensemble_kd.training.state import replacing
 
 FORMAT = 1
 WEIGHTS, CONFIGURATION = "model.safetensors", "config.json"

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
-from ensemble_kd.data.interactions import require_polars, to_sequences
+from ensemble_kd.data.readers.interactions import require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 

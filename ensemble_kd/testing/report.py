@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ensemble_kd.conformance import Check, Kit
-from ensemble_kd.contract import positive
+from ensemble_kd.ensemble.contract import positive
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.stacking import member_seed, seeded
+from ensemble_kd.stacking.stack import member_seed, seeded
+from ensemble_kd.testing.checks import Check, Kit
 
 __all__ = ["Check", "Report", "check_encoder"]
 

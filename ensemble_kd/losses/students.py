@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, Plan, add_softmax, rows_per_chunk, rows_per_tile, tile_function
+from ensemble_kd.losses.items import (
+    ItemLosses,
+    Plan,
+    add_softmax,
+    rows_per_chunk,
+    rows_per_tile,
+    tile_function,
+)
 
 _WHERE = "distillation_losses"
 
@@ -53,9 +60,9 @@ def distillation_losses(
         kd_weight: of KD in ``total``.
         temperature: of KD.
         scale_by_temperature_squared: multiply KD by τ².
-        product_dtype: of the matrix products, see ``fused.item_losses``.
+        product_dtype: of the matrix products, see ``item_losses``.
         tile_rows: target rows in a tile; None: as many as the cache takes.
-        compiled: compile the pointwise part, see ``fused.item_losses``.
+        compiled: compile the pointwise part, see ``item_losses``.
 
     Returns:
         ``total`` (), summed over the students and differentiable once in hidden, weight and bias; ``cross_entropy``

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ensemble_kd.distributed import mean_sparse
+from ensemble_kd.distributed.place import mean_sparse
 from ensemble_kd.ensemble import EnsembleKD, Step
 
 

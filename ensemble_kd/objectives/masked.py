@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.sampling import Candidates, draw_candidates
+from ensemble_kd.losses.sampled import Candidates, draw_candidates
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class MaskedItem:
             None leaves it to chance, as in the paper.
         negatives: how many items a step samples beside its targets, so that its cost does not grow with the catalogue
             (1024, say); None: the full softmax. The gradients of item tables are then sparse: a training loop of
-            your own needs an optimizer for such, ``ensemble_kd.rows.RowAdamW`` as in ``fit``, say.
+            your own needs an optimizer for such, ``ensemble_kd.training.RowAdamW`` as in ``fit``, say.
 
     Examples:
         >>> MaskedItem(mask_ratio=0.15, views=8)

@@ -16,7 +16,7 @@ from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
-from ensemble_kd.schedules import Schedule
+from ensemble_kd.training.schedules import Schedule
 
 Callback = Callable[[Mapping[str, Any]], None]
 MAX_NAMED = 5  # differences that an error lists
@@ -31,7 +31,7 @@ class Settings:
         EnsembleKDError: a value that cannot be used, before anything is trained or written.
 
     Examples:
-        >>> from ensemble_kd.schedules import StepDecay
+        >>> from ensemble_kd.training import StepDecay
         >>> Settings(
         ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), transfer=None,
         ...     max_grad_norm=None, window=None, window_step=1, by_length=True, precision="float32", exclude="history",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from ensemble_kd.distributed import Ranks
+from ensemble_kd.distributed.place import Ranks
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from ensemble_kd.stacking import StackedModule
+from ensemble_kd.stacking.stack import StackedModule
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:

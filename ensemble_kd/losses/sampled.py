@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.fused import ItemLosses, Spread, item_losses
+from ensemble_kd.losses.items import ItemLosses, Spread, item_losses
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
 
@@ -102,7 +102,7 @@ def sampled_item_losses(
     product_dtype: torch.dtype | None = None,
     spread: Spread | None = None,
 ) -> ItemLosses:
-    """``fused.item_losses`` over candidates that count for 1 / Q items each.
+    """``item_losses`` over candidates that count for 1 / Q items each.
 
     KD compares softmaxes at temperature τ over the same candidates, counted the same: logits / τ − log Q.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ensemble_kd.settings import Callback
+from ensemble_kd.training.settings import Callback
 
 
 class Means:

@@ -1,7 +1,7 @@
 """The auxiliary losses of EMKD as values: small, frozen, and an algebra.
 
 ``AP() + 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3))`` is an object that says what to compute. A loss declares
-what it needs (``needs``), so that a training step computes only that. The maths is in ``functional`` and ``fused``.
+what it needs (``needs``), so that a training step computes only that. The maths is in ``functional`` and ``items``.
 """
 
 from __future__ import annotations

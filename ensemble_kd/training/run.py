@@ -16,23 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemble_kd import checkpoints
-from ensemble_kd.data.batching import BatchPlan
-from ensemble_kd.data.blocks import BlockPlan
+from ensemble_kd.data import BatchPlan, BlockPlan
 from ensemble_kd.data.mapped import AnySequences
-from ensemble_kd.data_parallel import SpreadLoss
-from ensemble_kd.distributed import Ranks, beside, whole
+from ensemble_kd.distributed import Ranks
+from ensemble_kd.distributed.data_parallel import SpreadLoss
+from ensemble_kd.distributed.place import beside, whole
+from ensemble_kd.distributed.shards import own_moments, own_shards
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.evaluation import Evaluation, Exclude, Precision, autocast, evaluate
+from ensemble_kd.evaluation import (
+    Evaluation,
+    Exclude,
+    Precision,
+    autocast,
+    evaluate,
+)
 from ensemble_kd.losses import Loss, scale_transfer
 from ensemble_kd.objectives import NextItem
-from ensemble_kd.rows import RowAdamW, member_norms, merge_rows
-from ensemble_kd.runlog import Means, RunLog
-from ensemble_kd.schedules import Cosine, Ramp, Schedule, StepDecay
-from ensemble_kd.settings import Callback, Settings, check_same_run
-from ensemble_kd.sharding import own_moments, own_shards
-from ensemble_kd.stacking import member_seed, seeded
+from ensemble_kd.stacking.lookups import RowAdamW, member_norms, merge_rows
+from ensemble_kd.stacking.stack import member_seed, seeded
+from ensemble_kd.training import state as checkpoints
+from ensemble_kd.training.log import Means, RunLog
+from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training.settings import Callback, Settings, check_same_run
 
 __all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "clip_members_", "fit"]
 

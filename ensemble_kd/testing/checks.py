@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd.contract import check_output, positive, probe
 from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble.contract import check_output, positive, probe
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.objectives import NextItem
-from ensemble_kd.stacking import StackedModule, build_members, duplicate, first_line, member_seed, seeded
+from ensemble_kd.stacking import StackedModule, build_members, duplicate, first_line
+from ensemble_kd.stacking.stack import member_seed, seeded
 
 Verdict = Literal["ok", "wrong", "not applicable"]
 

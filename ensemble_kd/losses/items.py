@@ -19,7 +19,7 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from .errors import EnsembleKDError
+from ensemble_kd.errors import EnsembleKDError
 
 _WHERE = "item_losses"
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share

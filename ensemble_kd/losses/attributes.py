@@ -1,7 +1,7 @@
 """The attribute loss (Eqs. 9-11) from hidden states and classifiers, without holding the logits.
 
 A tile is some positions of one member against all attributes. Its loss is final and its gradient known while it is in
-the cache, as in ``fused``: ``softplus(x)`` and ``sigmoid(x)`` share one exponential.
+the cache, as in ``items``: ``softplus(x)`` and ``sigmoid(x)`` share one exponential.
 """
 
 from __future__ import annotations

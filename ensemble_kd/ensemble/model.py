@@ -13,19 +13,52 @@ from torch import Tensor, nn
 
 from ensemble_kd import functional as ekd
 from ensemble_kd import serving
-from ensemble_kd.contract import Attributes, check_attributes, check_ids, check_output, positive, probe
 from ensemble_kd.distributed import Ranks
+from ensemble_kd.ensemble.contract import (
+    Attributes,
+    check_attributes,
+    check_ids,
+    check_output,
+    positive,
+    probe,
+)
+from ensemble_kd.ensemble.packing import Packed, pack
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.fused import ItemLosses, Spread, item_losses
-from ensemble_kd.fused_attributes import attribute_losses
-from ensemble_kd.heads import Heads
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, LossName, terms_by_name
-from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective, selects
-from ensemble_kd.packing import Packed, pack
-from ensemble_kd.rows import inner_rows, share_table, sparse_lookups, take_rows
-from ensemble_kd.sampling import Candidates, sampled_item_losses
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    ItemLosses,
+    Loss,
+    LossName,
+    Spread,
+    attribute_losses,
+    item_losses,
+    sampled_item_losses,
+    terms_by_name,
+)
+from ensemble_kd.losses.sampled import Candidates
+from ensemble_kd.objectives import (
+    Draw,
+    MaskedItem,
+    NextItem,
+    Objective,
+    selects,
+)
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
-from ensemble_kd.stacking import Backend, StackedModule, build_members, check_members, duplicate
+from ensemble_kd.stacking import (
+    Backend,
+    Heads,
+    StackedModule,
+    build_members,
+    check_members,
+    duplicate,
+    inner_rows,
+    share_table,
+    sparse_lookups,
+    take_rows,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -279,7 +312,7 @@ class EnsembleKD(nn.Module):
 
     def _encode(self, item_ids: Tensor) -> Tensor:
         if self.ranks.sharded and hasattr(self.item_classifier.bias, "full_tensor"):
-            fix = "Use it within `with ensemble_kd.sharding.gathered(model):`."
+            fix = "Use it within `with ensemble_kd.distributed.gathered(model):`."
             raise EnsembleKDError("EnsembleKD", "a model with all its weights here", "weights in shards", fix)
         out: Tensor = self.encoder(item_ids)
         check_output(out, item_ids, newest_only=self.newest_only)

@@ -1,0 +1,40 @@
+"""How wrong predictions are: the loss terms as values, and their computation by tiles."""
+
+from ensemble_kd.losses.attributes import attribute_losses
+from ensemble_kd.losses.items import ItemLosses, Spread, compile_status, item_losses
+from ensemble_kd.losses.sampled import sampled_item_losses
+from ensemble_kd.losses.students import distillation_losses
+from ensemble_kd.losses.terms import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    Loss,
+    LossName,
+    LossSum,
+    Need,
+    Term,
+    scale_transfer,
+    terms_by_name,
+)
+
+__all__ = [
+    "AP",
+    "CCL",
+    "ICL",
+    "KD",
+    "ItemLosses",
+    "Loss",
+    "LossName",
+    "LossSum",
+    "Need",
+    "Spread",
+    "Term",
+    "attribute_losses",
+    "compile_status",
+    "distillation_losses",
+    "item_losses",
+    "sampled_item_losses",
+    "scale_transfer",
+    "terms_by_name",
+]
