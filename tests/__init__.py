@@ -1,1 +1,1 @@
-"""The tests, which mirror the package."""
+"""The tests: the specification in `spec`, then one folder per room of the package."""

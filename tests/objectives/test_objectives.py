@@ -23,7 +23,7 @@ from ensemble_kd import objectives as objectives_module
 from ensemble_kd.data import ItemAttributes
 from ensemble_kd.encoders import BERT4Rec
 from ensemble_kd.objectives import mask_positions
-from tests import reference
+from tests.spec import reference
 
 V, MASK = 30, 31
 

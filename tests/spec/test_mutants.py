@@ -28,7 +28,7 @@ from ensemble_kd.losses import (
 )
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw
-from tests.test_identities import (
+from tests.spec.test_identities import (
     IDENTITIES,
     MASK,
     eager,

@@ -34,7 +34,7 @@ from ensemble_kd.stacking import Backend, StackedModule, sparse_lookups, take_ro
 from ensemble_kd.stacking import lookups as rows
 from ensemble_kd.stacking.lookups import RowAdamW, merge_rows
 from ensemble_kd.training import clip_members_
-from tests.strategies import Classified, classified, integers, seeds
+from tests.spec.strategies import Classified, classified, integers, seeds
 
 V = 30
 LOSSES = 0.1 * (ICL(temperature=0.5) + CCL(temperature=0.5)) + 0.5 * KD(temperature=0.3)

@@ -390,7 +390,7 @@ def test_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 KILLED = """
 import os, signal, sys, warnings, torch
 from pathlib import Path
-from tests.test_training import sasrec, train
+from tests.training.test_fit import sasrec, train
 torch.set_num_threads({threads})
 
 def kill(entry):
@@ -410,7 +410,7 @@ def test_a_run_killed_by_the_system(step: int, every: float, resumed_at: int, tm
     result = train(unbroken, output_dir=expected, log_every=1)
     folder = tmp_path / "killed"
     code = KILLED.format(threads=torch.get_num_threads(), step=step, folder=str(folder), every=every)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert checkpoints.load(folder / "last.pt")["position"]["step"] == resumed_at

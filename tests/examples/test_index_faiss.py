@@ -12,7 +12,7 @@ from ensemble_kd import EnsembleKD
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("encoder", [SASRec, BERT4Rec])

@@ -34,7 +34,7 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
 
 quick = settings(deadline=None, max_examples=60)
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 sequences = st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=14), min_size=1, max_size=6)
 
 

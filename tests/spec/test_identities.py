@@ -31,8 +31,8 @@ from ensemble_kd.losses import (
 )
 from ensemble_kd.metrics import ranks
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem
-from tests import reference
-from tests.strategies import (
+from tests.spec import reference
+from tests.spec.strategies import (
     Classified,
     Encoded,
     Lesson,

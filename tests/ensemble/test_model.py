@@ -28,7 +28,7 @@ from ensemble_kd import functional as F
 from ensemble_kd.data import ItemAttributes
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.losses import Loss
-from tests import reference
+from tests.spec import reference
 
 V, D = 12, 6
 ATTRIBUTES = ItemAttributes.from_dict({1: [1, 2], 2: [3], 5: [1], 7: [2, 3], 12: [1]}, V)

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from ensemble_kd.training import state as checkpoints
-from tests.distributed_worker import MESHES, cases
-from tests.test_training import assert_same_checkpoint, log_of
+from tests.distributed.worker import MESHES, cases
+from tests.training.test_fit import assert_same_checkpoint, log_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 
 
@@ -45,7 +45,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, float]]]:
     """By number of processes: the largest error of each case in each of them."""
     folder = tmp_path_factory.mktemp("distributed")
-    assert finish(start(["-m", "tests.distributed_worker", str(folder)])) == ("", "")  # no warning either
+    assert finish(start(["-m", "tests.distributed.worker", str(folder)])) == ("", "")  # no warning either
     return {
         world: [json.loads((folder / str(world) / f"{rank}.json").read_text()) for rank in range(world)]
         for world in MESHES
