@@ -1,0 +1,198 @@
+"""Checks of single arguments: one rule and one wording for the whole library."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import TypeVar
+
+from ensemble_kd.errors import EnsembleKDError
+
+T = TypeVar("T")
+
+
+def whole(where: str, name: str, value: object, *, least: int | None = None, most: int | None = None) -> int:
+    """Return a whole number as an ``int``.
+
+    Integers of Python and NumPy pass, and so do 0-d integer arrays and tensors. Truth values and floats do not, not
+    even 3.0: what was meant is not certain.
+
+    Args:
+        where: the public call, for the message.
+        name: the argument's name.
+        value: what the caller passed.
+        least: the smallest number allowed; None: no bound.
+        most: the largest number allowed; None: no bound.
+
+    Raises:
+        EnsembleKDError: anything else.
+
+    Examples:
+        >>> whole("fit", "epochs", 3, least=1)
+        3
+        >>> whole("fit", "epochs", 0, least=1)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: fit: expected epochs, a whole number >= 1, got 0. Pass such a number.
+        >>> whole("recommend", "k", True, least=1, most=50)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: recommend: expected k, a whole number in 1..50, got True. \
+Pass such a number.
+    """
+    plain = _plain(value)
+    if not is_whole(value) or (least is not None and plain < least) or (most is not None and plain > most):  # type: ignore[operator]
+        if least is not None and most is not None:
+            bounds = f" in {least}..{most}"
+        else:
+            bounds = "" if least is most else f" >= {least}" if most is None else f" <= {most}"
+        raise EnsembleKDError(where, f"{name}, a whole number{bounds}", _shown(value), "Pass such a number.")
+    return int(plain)  # type: ignore[call-overload, no-any-return]
+
+
+def is_whole(value: object) -> bool:
+    """Return True for what ``whole`` accepts.
+
+    Examples:
+        >>> import numpy as np
+        >>> is_whole(np.int64(3)), is_whole(True), is_whole(3.0), is_whole(None)
+        (True, False, False, False)
+    """
+    plain = _plain(value)
+    return isinstance(plain, numbers.Integral) and not isinstance(plain, bool)
+
+
+def number(
+    where: str,
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return a real number as a ``float``. Infinity passes only if ``most=math.inf`` allows it, NaN never.
+
+    Args:
+        where: the public call, for the message.
+        name: the argument's name.
+        value: what the caller passed: a number of Python or NumPy, a 0-d array or tensor, but no truth value.
+        least: the smallest number allowed.
+        above: a number that ``value`` must exceed, in place of ``least``.
+        most: the largest number allowed.
+        below: a number that ``value`` must stay under, in place of ``most``.
+
+    Raises:
+        EnsembleKDError: anything else.
+
+    Examples:
+        >>> number("fit", "lr", 1, above=0)
+        1.0
+        >>> number("fit", "lr", 0.0, above=0)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: fit: expected lr, a finite number > 0, got 0.0. Pass such a number.
+        >>> number("SASRec", "dropout", 1.0, least=0, below=1)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: SASRec: expected dropout, a number in [0, 1), got 1.0. Pass such a number.
+    """
+    plain = _float(value)
+    fits = (
+        (math.isfinite(plain) or (plain == math.inf and most == math.inf))
+        and (least is None or plain >= least)
+        and (above is None or plain > above)
+        and (most is None or plain <= most)
+        and (below is None or plain < below)
+    )
+    if not fits:
+        expected = f"{name}, {_interval(least, above, most, below)}"
+        raise EnsembleKDError(where, expected, _shown(value), "Pass such a number.")
+    return plain
+
+
+def ratio(where: str, name: str, value: object, *, above_zero: bool = False) -> float:
+    """Return a number in [0, 1], or in (0, 1] with ``above_zero``, as a ``float``.
+
+    Raises:
+        EnsembleKDError: anything else.
+
+    Examples:
+        >>> ratio("MaskedItem", "mask_ratio", 1, above_zero=True)
+        1.0
+        >>> ratio("MaskedItem", "mask_ratio", 0.0, above_zero=True)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: MaskedItem: expected mask_ratio, a number in (0, 1], got 0.0. \
+Pass such a number.
+    """
+    return number(where, name, value, least=None if above_zero else 0, above=0 if above_zero else None, most=1)
+
+
+def choice(where: str, name: str, value: object, choices: Iterable[T]) -> T:
+    """Return ``value``, one of ``choices``.
+
+    Raises:
+        EnsembleKDError: anything else, with the choices.
+
+    Examples:
+        >>> choice("evaluate", "exclude", "history", ("none", "window", "history"))
+        'history'
+        >>> choice("evaluate", "exclude", "all", ("none", "window", "history"))
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: evaluate: expected exclude 'none', 'window' or 'history', got 'all'. \
+Choose one of these.
+    """
+    known = tuple(choices)
+    for one in known:
+        if type(value) is type(one) and value == one:
+            return one
+    *first, last = map(repr, known)
+    listed = f"{', '.join(first)} or {last}" if first else last
+    raise EnsembleKDError(where, f"{name} {listed}", _shown(value), "Choose one of these.")
+
+
+def _plain(value: object) -> object:
+    """Python's number in a 0-d array or tensor; anything else as it is."""
+    if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (RuntimeError, ValueError, TypeError):  # a tensor without storage
+        return value
+
+
+def _float(value: object) -> float:
+    """NaN for what is no real number."""
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+        return math.nan
+    try:
+        return float(plain)
+    except OverflowError:
+        return math.nan
+
+
+def _interval(least: float | None, above: float | None, most: float | None, below: float | None) -> str:
+    low, high = least if above is None else above, most if below is None else below
+    finite = "a number" if most == math.inf else "a finite number"
+    high = None if high == math.inf else high
+    if low is not None and high is not None:
+        return f"a number in {'[' if above is None else '('}{low:g}, {high:g}{']' if below is None else ')'}"
+    if low is not None:
+        return f"{finite} {'>=' if above is None else '>'} {low:g}"
+    if high is not None:
+        return f"{finite} {'<=' if below is None else '<'} {high:g}"
+    return finite
+
+
+def _shown(value: object) -> str:
+    """One short line, however large the value is."""
+    shape = getattr(value, "shape", None)
+    if shape is not None and len(shape):
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
