@@ -14,7 +14,7 @@ from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec
 from ensemble_kd.losses import Loss
 from ensemble_kd.stacking import Backend
-from ensemble_kd.stacking.lookups import RowAdamW
+from ensemble_kd.training import RowAdamW
 
 N, WINDOW, BATCH = 3, 15, 256
 DROPOUT = 0.2

@@ -20,8 +20,7 @@ from ensemble_kd import (
     MaskedItem,
 )
 from ensemble_kd.encoders import BERT4Rec
-from ensemble_kd.stacking.lookups import RowAdamW
-from ensemble_kd.training import clip_members_
+from ensemble_kd.training import RowAdamW, clip_members_
 
 N, BATCH, LENGTH, VIEWS = 3, 256, 15, 2
 BEAUTY, SAMPLED, FULL = 12101, "sampled", "full"

@@ -1,7 +1,19 @@
 """``fit``: train a model on sequences, keep the best epoch, survive being killed."""
 
-from ensemble_kd.training.run import FitResult, clip_members_, fit
+from ensemble_kd.training.gradients import clip_members_
+from ensemble_kd.training.optimizer import RowAdamW
+from ensemble_kd.training.run import FitResult, fit
 from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.training.settings import Callback
 
-__all__ = ["Callback", "Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "clip_members_", "fit"]
+__all__ = [
+    "Callback",
+    "Cosine",
+    "FitResult",
+    "Ramp",
+    "RowAdamW",
+    "Schedule",
+    "StepDecay",
+    "clip_members_",
+    "fit",
+]

@@ -6,7 +6,7 @@ Those with a training loop of their own need only ``model.loss(item_ids).total``
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,7 +20,7 @@ from ensemble_kd.data import BatchPlan, BlockPlan
 from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.distributed import Ranks
 from ensemble_kd.distributed.data_parallel import SpreadLoss
-from ensemble_kd.distributed.place import beside, whole
+from ensemble_kd.distributed.place import whole
 from ensemble_kd.distributed.shards import own_moments, own_shards
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
@@ -33,14 +33,15 @@ from ensemble_kd.evaluation import (
 )
 from ensemble_kd.losses import Loss, scale_transfer
 from ensemble_kd.objectives import NextItem
-from ensemble_kd.stacking.lookups import RowAdamW, member_norms, merge_rows
 from ensemble_kd.stacking.stack import member_seed, seeded
 from ensemble_kd.training import state as checkpoints
+from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.log import Means, RunLog
+from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.training.settings import Callback, Settings, check_same_run
 
-__all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "clip_members_", "fit"]
+__all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "fit"]
 
 METRIC = "NDCG@10"
 WINDOW = 50  # the longest training window where none is given
@@ -53,34 +54,6 @@ class FitResult:
     best_epoch: int
     best: Mapping[str, Mapping[str, float]]  # validation metrics of that epoch, by scorer
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
-
-
-@torch.no_grad()
-def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale each member's gradient to a norm of at most ``max_norm``, in place; returns the norms before, (n,).
-
-    A norm over all members would couple them: one member's spike would slow the others.
-
-    Examples:
-        >>> p = torch.zeros(2, 3, requires_grad=True)
-        >>> p.grad = torch.tensor([[3.0, 4.0, 0.0], [0.3, 0.4, 0.0]])
-        >>> clip_members_([p], 1.0), p.grad.norm(dim=1)
-        (tensor([5.0000, 0.5000]), tensor([1.0000, 0.5000]))
-    """
-    for p in parameters:
-        if p.grad is not None and p.grad.is_sparse:
-            p.grad = merge_rows(p.grad)
-    grads = [p.grad for p in parameters if p.grad is not None]
-    each = [whole(member_norms(g)) for g in grads]
-    norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
-    scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
-    if norms.device.type == "cpu" and bool((scale == 1).all()):
-        return norms
-    for grad in grads:
-        values, factor = (grad._values(), scale[grad._indices()[0]]) if grad.is_sparse else (grad, scale)
-        factor = factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
-        values.mul_(beside(factor, grad))
-    return norms
 
 
 def fit(

@@ -31,9 +31,9 @@ from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.losses import ItemLosses, item_losses, sampled_item_losses
 from ensemble_kd.losses.sampled import Candidates, _candidates, draw_candidates
 from ensemble_kd.stacking import Backend, StackedModule, sparse_lookups, take_rows
-from ensemble_kd.stacking import lookups as rows
-from ensemble_kd.stacking.lookups import RowAdamW, merge_rows
-from ensemble_kd.training import clip_members_
+from ensemble_kd.training import RowAdamW, clip_members_, optimizer
+from ensemble_kd.training import gradients as by_member
+from ensemble_kd.training.gradients import merge_rows
 from tests.spec.strategies import Classified, classified, integers, seeds
 
 V = 30
@@ -369,14 +369,14 @@ def sparse_gradient(shape: tuple[int, ...], picked: Tensor, seed: int) -> Tensor
 def merging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal rows added up as on a CPU, or as on an accelerator."""
     if request.param == "accelerator":
-        monkeypatch.setattr(rows, "merge_rows", rows._merge_in_place)
-        monkeypatch.setattr("ensemble_kd.training.merge_rows", rows._merge_in_place)
+        monkeypatch.setattr(by_member, "merge_rows", by_member._merge_in_place)
+        monkeypatch.setattr(optimizer, "merge_rows", by_member._merge_in_place)
 
 
 @given(st.sampled_from([(2, 6), (3, 5, 2), (1, 4, 2, 3)]), st.integers(0, 9), seeds)
 def test_merging_keeps_the_gradient(shape: tuple[int, ...], picks: int, seed: int) -> None:
     grad = sparse_gradient(shape, integers(shape[1], (picks,), seed), seed)
-    for merged in (merge_rows(grad), rows._merge_in_place(grad)):
+    for merged in (merge_rows(grad), by_member._merge_in_place(grad)):
         assert_close(merged.to_dense(), grad.to_dense(), **TIGHT)
         assert_close(merged._values().square().sum(), grad.to_dense().square().sum(), **TIGHT)
 

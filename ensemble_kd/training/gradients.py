@@ -1,0 +1,69 @@
+"""Gradients whose first axis is the members: norms, clipping, and the rows of sparse ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ensemble_kd.distributed.place import beside, whole
+
+
+@torch.no_grad()
+def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+    """Scale each member's gradient to a norm of at most ``max_norm``, in place; returns the norms before, (n,).
+
+    A norm over all members would couple them: one member's spike would slow the others.
+
+    Examples:
+        >>> p = torch.zeros(2, 3, requires_grad=True)
+        >>> p.grad = torch.tensor([[3.0, 4.0, 0.0], [0.3, 0.4, 0.0]])
+        >>> clip_members_([p], 1.0), p.grad.norm(dim=1)
+        (tensor([5.0000, 0.5000]), tensor([1.0000, 0.5000]))
+    """
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = merge_rows(p.grad)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    each = [whole(member_norms(g)) for g in grads]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    if norms.device.type == "cpu" and bool((scale == 1).all()):
+        return norms
+    for grad in grads:
+        values, factor = (grad._values(), scale[grad._indices()[0]]) if grad.is_sparse else (grad, scale)
+        factor = factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+        values.mul_(beside(factor, grad))
+    return norms
+
+
+def merge_rows(grad: Tensor) -> Tensor:
+    """A sparse gradient (n, r, \\*rest) with each row's parts added up.
+
+    On a CPU every row stands in it once. An accelerator would have to report their number to the host, so there the
+    first of equal rows holds the sum, and the others hold 0.
+    """
+    return grad.coalesce() if grad.device.type == "cpu" else _merge_in_place(grad)
+
+
+def _merge_in_place(grad: Tensor) -> Tensor:
+    index, values = grad._indices(), grad._values()
+    keys, order = (index[0] * grad.shape[1] + index[1]).sort(stable=True)
+    values = torch.zeros_like(values).index_add_(0, torch.searchsorted(keys, keys), values[order])
+    return torch.sparse_coo_tensor(index[:, order], values, grad.shape, check_invariants=False)
+
+
+def member_norms(grad: Tensor) -> Tensor:
+    """The norm of each member's gradient, (n,); of a sparse one after ``merge_rows``.
+
+    Examples:
+        >>> member_norms(torch.tensor([[[3.0, 4.0]], [[0.0, 1.0]]]).to_sparse(2))
+        tensor([5., 1.])
+    """
+    if not grad.is_sparse:
+        norms = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))) if grad.ndim > 1 else grad.abs()
+        return norms.float()
+    values = grad._values().float()
+    squares = values.square().sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values.square()
+    return torch.zeros(len(grad), device=grad.device).index_add_(0, grad._indices()[0], squares).sqrt()
