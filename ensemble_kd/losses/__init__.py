@@ -1,7 +1,7 @@
 """How wrong predictions are: the loss terms as values, and their computation by tiles."""
 
 from ensemble_kd.losses.attributes import attribute_losses
-from ensemble_kd.losses.items import ItemLosses, Spread, compile_status, item_losses
+from ensemble_kd.losses.items import ItemLosses, item_losses
 from ensemble_kd.losses.sampled import sampled_item_losses
 from ensemble_kd.losses.students import distillation_losses
 from ensemble_kd.losses.terms import (
@@ -17,6 +17,7 @@ from ensemble_kd.losses.terms import (
     scale_transfer,
     terms_by_name,
 )
+from ensemble_kd.losses.tiles import Spread, compile_status
 
 __all__ = [
     "AP",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses.items import (
-    ItemLosses,
+from ensemble_kd.losses.items import ItemLosses
+from ensemble_kd.losses.tiles import (
     Plan,
     add_softmax,
     rows_per_chunk,
