@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.ragged import window_spans
 from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.files import replacing
 
 BLOCK = 1 << 16  # interactions that are read together
 _ITEMS, _OFFSETS, _ABOUT = "items.int32", "offsets.int64", "about.json"
@@ -28,7 +28,8 @@ _ITEMS, _OFFSETS, _ABOUT = "items.int32", "offsets.int64", "about.json"
 def write_sequences(folder: str | PathLike[str], sequences: Iterable[Iterable[int]], *, num_items: int) -> None:
     """Write users' sequences to a folder, one after the other, holding one of them at a time.
 
-    The folder is readable once all are written: what a killed process leaves is not.
+    An older set in the folder is replaced once all of the new one is on the disk, and stays if a sequence is refused.
+    If the process is killed in between, what it leaves is either the old set or is refused by ``MappedSequences``.
 
     Args:
         folder: receives items.int32, offsets.int64 and about.json; made where it is missing.
@@ -49,9 +50,8 @@ def write_sequences(folder: str | PathLike[str], sequences: Iterable[Iterable[in
     if not 1 <= num_items < 2**31 - 1:
         raise EnsembleKDError(where, "num_items from 1 to 2**31 - 2", num_items, "Count the items.")
     path.mkdir(parents=True, exist_ok=True)
-    (path / _ABOUT).unlink(missing_ok=True)
     users = total = checksum = 0
-    with (path / _ITEMS).open("wb") as items, (path / _OFFSETS).open("wb") as offsets:
+    with replacing(path / _ITEMS) as items, replacing(path / _OFFSETS) as offsets:
         offsets.write(np.int64(0).tobytes())
         for sequence in sequences:
             ids = np.asarray(sequence if isinstance(sequence, np.ndarray) else list(sequence))
@@ -66,21 +66,13 @@ def write_sequences(folder: str | PathLike[str], sequences: Iterable[Iterable[in
             items.write(written)
             offsets.write(np.int64(total).tobytes())
             checksum = zlib.crc32(np.int64(total).tobytes(), zlib.crc32(written, checksum))
-        for file in (items, offsets):
-            _sync(file)
-    if not users:
-        raise EnsembleKDError(where, "at least one sequence", "none", "Pass one sequence for each user.")
-    about = {"num_users": users, "num_items": num_items, "num_interactions": total, "checksum": f"{checksum:08x}"}
-    temporary = path / (_ABOUT + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(json.dumps(about).encode())
-        _sync(file)
-    temporary.replace(path / _ABOUT)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        if not users:
+            raise EnsembleKDError(where, "at least one sequence", "none", "Pass one sequence for each user.")
+        about = {"num_users": users, "num_items": num_items, "num_interactions": total, "checksum": f"{checksum:08x}"}
+        text = json.dumps(about).encode()
+        (path / _ABOUT).unlink(missing_ok=True)  # until both files are replaced, the folder is not readable
+    with replacing(path / _ABOUT) as file:
+        file.write(text)
 
 
 class MappedSequences:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.training.state import replacing
+from ensemble_kd.files import replacing
 
 EXAMPLE = (2, 3)  # of batch and length: neither 0 nor 1, which exporters take for constants
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ensemble_kd.ensemble import Attributes, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.files import replacing
 from ensemble_kd.losses import (
     AP,
     CCL,
@@ -26,7 +27,6 @@ from ensemble_kd.losses import (
     terms_by_name,
 )
 from ensemble_kd.objectives import MaskedItem, NextItem, Objective
-from ensemble_kd.training.state import replacing
 
 FORMAT = 1
 WEIGHTS, CONFIGURATION = "model.safetensors", "config.json"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.files import replacing
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -27,32 +26,6 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """
     with replacing(path) as file:
         torch.save(dict(content), file)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when it is whole and on the disk, and never before.
-
-    Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder, "a")) as file:
-        ...         _ = file.write(b"all of it")
-        ...     Path(folder, "a").read_bytes()
-        b'all of it'
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name is on the disk, too
-        finally:
-            os.close(folder)
 
 
 def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:

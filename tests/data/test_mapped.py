@@ -152,6 +152,19 @@ def test_sequences_that_cannot_be_used_are_refused(sequences: Any, text: str, tm
         MappedSequences(tmp_path)
 
 
+def test_an_older_set_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    """A reader that has the older set mapped goes on reading it; a set that is refused replaces nothing."""
+    write_sequences(tmp_path, [[1, 2, 3], [3, 2, 1, 4]], num_items=4)
+    older = MappedSequences(tmp_path)
+    with pytest.raises(EnsembleKDError, match=r"item ids in 1\.\.4"):
+        write_sequences(tmp_path, [[1, 2, 3, 4, 4], [5, 1, 2]], num_items=4)
+    assert MappedSequences(tmp_path).num_interactions == 7
+    write_sequences(tmp_path, [[4, 4, 4]], num_items=4)
+    assert older.items_of(0).tolist() == [1, 2, 3, 3, 2, 1, 4]
+    assert MappedSequences(tmp_path).items_of(0).tolist() == [4, 4, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", "items.int32", "offsets.int64"]
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     write_sequences(tmp_path, [[1, 2, 3], [3, 2, 1, 4]], num_items=4)
     items = tmp_path / "items.int32"

@@ -41,41 +41,6 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert checkpoints.load(path) == {"epoch": 1}
 
 
-@pytest.mark.parametrize("step", ["torch.save", "os.fsync", "os.replace"])
-def test_a_write_that_fails_leaves_the_old_checkpoint(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "last.pt"
-    checkpoints.save(path, CONTENT)
-
-    def fail(*args: object) -> None:
-        if step == "torch.save":
-            args[1].write(b"half of it")  # type: ignore[attr-defined]
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, fail)
-        with pytest.raises(OSError, match="no space left"):
-            checkpoints.save(path, {"epoch": 4})
-    assert same(checkpoints.load(path), CONTENT)
-    checkpoints.save(path, {"epoch": 4})  # what was left beside it does not matter
-    assert checkpoints.load(path) == {"epoch": 4}
-    assert os.listdir(tmp_path) == ["last.pt"]
-
-
-def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    for name in ("fsync", "replace"):
-
-        def noted(*args: Any, name: str = name, real: Any = getattr(os, name)) -> None:  # noqa: B008
-            order.append(name)
-            real(*args)
-
-        monkeypatch.setattr(os, name, noted)
-    checkpoints.save(tmp_path / "last.pt", CONTENT)
-    assert order == ["fsync", "replace", "fsync"]  # the file, its name, the folder
-
-
 def test_every_length_of_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoints.save(path, CONTENT)
