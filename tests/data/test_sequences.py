@@ -27,9 +27,7 @@ from ensemble_kd.data import (
     read_text,
     synthetic,
 )
-from ensemble_kd.data import (
-    synthetic as catalogue,
-)
+from ensemble_kd.data.synthetic import draw_process
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
 
@@ -491,7 +489,7 @@ def test_synthetic_optimum_is_far_from_1_and_far_above_popularity() -> None:
     """The chances of the true process, written from its description, are the best ranking there is."""
     size = (2000, 600, 40, 5, 40)
     data = synthetic(*size[:2])
-    process = catalogue.draw_process(np.random.default_rng(0), *size)
+    process = draw_process(np.random.default_rng(0), *size)
     within = (process.cluster == np.arange(40)[:, None]) * process.popularity
     within /= within.sum(1, keepdims=True)
     history = data.inputs("test", data.max_history)
@@ -530,7 +528,7 @@ def test_synthetic_optimum_is_far_from_1_and_far_above_popularity() -> None:
 
 def test_synthetic_attributes_tell_the_cluster() -> None:
     data = synthetic()
-    process = catalogue.draw_process(np.random.default_rng(0), 2000, 600, 40, 5, 40)
+    process = draw_process(np.random.default_rng(0), 2000, 600, 40, 5, 40)
     assert data.item_attributes is not None
     first = data.item_attributes.table[1:-1, 0].numpy()
     assert 0.75 < (first == process.cluster).mean() < 0.95
