@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from ensemble_kd.errors import EnsembleKDError
 
@@ -47,11 +47,11 @@ Pass such a number.
             bounds = f" in {least}..{most}"
         else:
             bounds = "" if least is most else f" >= {least}" if most is None else f" <= {most}"
-        raise EnsembleKDError(where, f"{name}, a whole number{bounds}", _shown(value), "Pass such a number.")
+        raise EnsembleKDError(where, f"{name}, a whole number{bounds}", shown(value), "Pass such a number.")
     return int(plain)  # type: ignore[call-overload, no-any-return]
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Return True for what ``whole`` accepts.
 
     Examples:
@@ -109,7 +109,7 @@ def number(
     )
     if not fits:
         expected = f"{name}, {_interval(least, above, most, below)}"
-        raise EnsembleKDError(where, expected, _shown(value), "Pass such a number.")
+        raise EnsembleKDError(where, expected, shown(value), "Pass such a number.")
     return plain
 
 
@@ -152,7 +152,22 @@ Choose one of these.
             return one
     *first, last = map(repr, known)
     listed = f"{', '.join(first)} or {last}" if first else last
-    raise EnsembleKDError(where, f"{name} {listed}", _shown(value), "Choose one of these.")
+    raise EnsembleKDError(where, f"{name} {listed}", shown(value), "Choose one of these.")
+
+
+def shown(value: object) -> str:
+    """Return one short line that describes ``value``, however large it is, for the "got" of an error.
+
+    Examples:
+        >>> import torch
+        >>> shown(torch.zeros(2, 3)), shown("ids"), shown(range(5))
+        ('Tensor (2, 3) torch.float32', "'ids'", 'range(0, 5)')
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None and len(shape):
+        return f"{type(value).__name__} {tuple(shape)} {dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _plain(value: object) -> object:
@@ -187,12 +202,3 @@ def _interval(least: float | None, above: float | None, most: float | None, belo
     if high is not None:
         return f"{finite} {'<=' if below is None else '<'} {high:g}"
     return finite
-
-
-def _shown(value: object) -> str:
-    """One short line, however large the value is."""
-    shape = getattr(value, "shape", None)
-    if shape is not None and len(shape):
-        return f"{type(value).__name__} of shape {tuple(shape)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data import SequenceData, Split
 from ensemble_kd.data.mapped import AnySequences
 from ensemble_kd.data.ragged import left_padded
@@ -31,8 +32,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     Raises:
         EnsembleKDError: for any other precision.
     """
-    if precision not in get_args(Precision):
-        raise EnsembleKDError("precision", "'float32' or 'bfloat16'", repr(precision), "Choose one of these.")
+    choice("evaluate", "precision", precision, get_args(Precision))
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
@@ -112,7 +112,9 @@ def evaluate(
         >>> list(report.rows), report.protocol
         (['member 0', 'member 1', 'ensemble'], "leave-one-out test, 2 users, all 4 items ranked, exclude='history'")
     """
-    _check("evaluate", exclude, max_len=max_len, batch_size=batch_size)
+    choice("evaluate", "exclude", exclude, get_args(Exclude))
+    batch_size = whole("evaluate", "batch_size", batch_size, least=1)
+    max_len = None if max_len is None else whole("evaluate", "max_len", max_len, least=1)
     if data.num_items != model.num_items:
         fix = "Build the model with num_items=data.num_items."
         raise EnsembleKDError("evaluate", f"data of {model.num_items} items, as the model", str(data.num_items), fix)
@@ -194,7 +196,8 @@ def evaluate_popularity(
         >>> evaluate_popularity(data, "test").ranks["popularity"].tolist()
         [0, 1]
     """
-    _check("evaluate_popularity", exclude, max_len=max_len)
+    choice("evaluate_popularity", "exclude", exclude, get_args(Exclude))
+    max_len = whole("evaluate_popularity", "max_len", max_len, least=1)
     popularity, target, (history, offsets) = data.popularity(), data.target(split), data.history(split)
     found = torch.empty(len(target), dtype=torch.int64)
     totals = offsets.diff().clamp(max=max_len) if exclude == "window" else offsets.diff()
@@ -209,14 +212,6 @@ def protocol(data: AnySequences, split: str, exclude: Exclude, window: int) -> s
     """The protocol in words, to stand beside every result."""
     of = f" of the newest {window} items" if exclude == "window" else ""
     return f"leave-one-out {split}, {data.num_users} users, all {data.num_items} items ranked, exclude={exclude!r}{of}"
-
-
-def _check(where: str, exclude: str, **numbers: int | None) -> None:
-    if exclude not in get_args(Exclude):
-        raise EnsembleKDError(where, "exclude 'none', 'window' or 'history'", repr(exclude), "Choose one of these.")
-    for name, value in numbers.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise EnsembleKDError(where, f"{name}, a whole number >= 1", repr(value), "Pass such a number.")
 
 
 def _shown(model: EnsembleKD, max_len: int | None) -> int:

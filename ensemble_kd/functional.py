@@ -11,13 +11,14 @@ Source: Du et al., "Ensemble Modeling with Contrastive Knowledge Distillation fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
+from ensemble_kd.arguments import choice, number
 from ensemble_kd.errors import EnsembleKDError
 
 Pool = Literal["flatten", "mean", "last"]
@@ -59,6 +60,7 @@ def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float) -> Te
         >>> kl_divergence(logits, logits + 5.0, temperature=0.5).abs().item() < 1e-6
         True
     """
+    temperature = number("kl_divergence", "temperature", temperature, above=0)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = F.log_softmax(student / temperature, dim=-1)
     return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1).mean(dim=-1)
@@ -84,6 +86,7 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
         >>> knowledge_distillation(torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]]]), temperature=0.3).item()
         0.0
     """
+    temperature = number("knowledge_distillation", "temperature", temperature, above=0)
     n = logits.shape[0]
     if n == 1:
         return logits.new_zeros(())
@@ -115,14 +118,13 @@ def pool_sequence(hidden: Tensor, real: Tensor, *, pool: Pool = "flatten") -> Te
         >>> [pool_sequence(hidden, real, pool=p).tolist() for p in ("flatten", "mean", "last")]
         [[[0.0, 1.0, 3.0]], [[2.0]], [[3.0]]]
     """
+    choice("pool_sequence", "pool", pool, get_args(Pool))
     if pool == "last":
         return hidden[..., -1, :]
     masked = hidden.masked_fill(~real[..., None], 0.0)  # not a product: padding may hold anything, NaN included
     if pool == "flatten":
         return rearrange(masked, "... l d -> ... (l d)")
-    if pool == "mean":
-        return masked.sum(dim=-2) / real.sum(dim=-1, keepdim=True).to(hidden.dtype)
-    raise EnsembleKDError("pool", "'flatten', 'mean' or 'last'", repr(pool), "Choose one of these.")
+    return masked.sum(dim=-2) / real.sum(dim=-1, keepdim=True).to(hidden.dtype)
 
 
 class Contrast(NamedTuple):
@@ -169,6 +171,8 @@ def contrast(
         >>> round(icl.item(), 6), ccl.item()
         (-2.0, 0.0)
     """
+    choice("contrast", "variant", variant, get_args(Variant))
+    temperature = number("contrast", "temperature", temperature, above=0)
     own = [F.normalize(group, dim=-1) for group in ([anchors] if isinstance(anchors, Tensor) else anchors)]
     seen = [F.normalize(group, dim=-1) for group in ([views] if isinstance(views, Tensor) else views)]
     n, b = len(own[0]), sum(group.shape[1] for group in own)
@@ -188,11 +192,9 @@ def contrast(
     if variant == "paper":
         negatives = between.masked_fill(itself, -torch.inf).logsumexp(dim=-1)
         per_user = (negatives[:, :, None] - positive).sum(dim=2)
-    elif variant == "reference_code":
+    else:
         negatives = between.masked_fill(itself, 0.0).logsumexp(dim=-1)
         per_user = negatives - positive.logsumexp(dim=2)
-    else:
-        raise EnsembleKDError("variant", "'paper' or 'reference_code'", repr(variant), "Choose one of these.")
     pairs = per_user.mean(dim=-1)
     icl = pairs.diagonal().sum()
     # A masked sum rather than total - icl, so that ccl is exactly 0 for one member and loses no digits otherwise.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError
 
 CUTOFFS = (5, 10)
@@ -162,8 +163,7 @@ def disagreement(lists: Tensor) -> Tensor:
 
 
 def _top(ranks: Tensor, k: int, where: str) -> Tensor:
-    if k < 1:
-        raise EnsembleKDError(where, "k >= 1", k, "Pass the length of the recommended list.")
+    k = whole(where, "k", k, least=1)
     if ranks.ndim == 0 or ranks.shape[-1] == 0:
         raise EnsembleKDError(where, "ranks (..., b) with b >= 1", tuple(ranks.shape), "Evaluate at least one user.")
     return ranks < k

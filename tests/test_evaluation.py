@@ -218,7 +218,7 @@ def test_columns_stand_below_each_other() -> None:
         ({"batch_size": 0}, "expected batch_size, a whole number >= 1, got 0"),
         ({"split": "train"}, "expected split 'valid' or 'test', got 'train'"),
         ({"split": "dev"}, "expected split 'train', 'valid' or 'test', got 'dev'"),
-        ({"precision": "float16"}, "expected 'float32' or 'bfloat16', got 'float16'"),
+        ({"precision": "float16"}, "expected precision 'float32' or 'bfloat16', got 'float16'"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments: Any, message: str) -> None:
@@ -237,5 +237,5 @@ def test_data_of_another_catalogue() -> None:
     other = SequenceData.from_sequences([[1, 2, 3]])
     with pytest.raises(EnsembleKDError, match="evaluate: expected data of 60 items, as the model, got 3"):
         evaluate(model_of("sasrec"), other, "test")
-    with pytest.raises(EnsembleKDError, match="precision: expected"):
+    with pytest.raises(EnsembleKDError, match="evaluate: expected precision"):
         autocast(torch.device("cpu"), "half")  # type: ignore[arg-type]

@@ -185,7 +185,7 @@ def test_ranks_refuse(arguments: tuple[Tensor, ...], words: str) -> None:
 
 
 def test_metrics_refuse() -> None:
-    with pytest.raises(EnsembleKDError, match="hit_rate: expected k >= 1, got 0"):
+    with pytest.raises(EnsembleKDError, match="hit_rate: expected k, a whole number >= 1, got 0"):
         hit_rate(IDS, 0)
     for metric in (lambda r: hit_rate(r, 5), lambda r: ndcg(r, 5), mrr, metric_row):
         with pytest.raises(EnsembleKDError, match=r"expected ranks \(\.\.\., b\) with b >= 1, got \(0,\)"):

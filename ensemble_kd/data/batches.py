@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import shown, whole
 from ensemble_kd.errors import EnsembleKDError
 
 
@@ -51,12 +52,11 @@ class BatchPlan:
         part: tuple[int, int] = (0, 1),
     ) -> None:
         where = "BatchPlan"
-        if windows.ndim != 2 or windows.dtype != torch.int64 or 0 in windows.shape:
-            got = f"{tuple(windows.shape)} {windows.dtype}"
+        if not isinstance(windows, Tensor) or windows.ndim != 2 or windows.dtype != torch.int64 or 0 in windows.shape:
+            got = shown(windows)
             raise EnsembleKDError(where, "windows (w, l) int64", got, "Pass SequenceData.train_windows(max_len).")
-        for name, value, lowest in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)):
-            if value < lowest:
-                raise EnsembleKDError(where, f"{name} >= {lowest}", value, "Pass a larger one.")
+        batch_size = whole(where, "batch_size", batch_size, least=1)
+        seed, epoch = whole(where, "seed", seed, least=0), whole(where, "epoch", epoch, least=0)
         self.windows, self.part = windows, part
         rows, width = windows.shape
         oldest = (windows != 0).to(torch.uint8).argmax(dim=1)  # column of the first item of each window

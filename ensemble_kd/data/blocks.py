@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import whole
 from ensemble_kd.data.mapped import MappedWindows
 from ensemble_kd.errors import EnsembleKDError
 
@@ -62,9 +63,8 @@ class BlockPlan:
         part: tuple[int, int] = (0, 1),
     ) -> None:
         where, (_, processes) = "BlockPlan", part
-        for name, value, lowest in (("batch_size", batch_size, processes), ("seed", seed, 0), ("epoch", epoch, 0)):
-            if value < lowest:
-                raise EnsembleKDError(where, f"{name} >= {lowest}", value, "Pass a larger one.")
+        batch_size = whole(where, "batch_size", batch_size, least=processes)
+        seed, epoch = whole(where, "seed", seed, least=0), whole(where, "epoch", epoch, least=0)
         self.windows, self.part = windows, part
         self._seed = [seed, epoch]
         counts = windows.counts

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.ragged import window_spans
-from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
+from ensemble_kd.data.sequences import MIN_ITEMS, MOST_ITEMS, SequenceData
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.files import replacing
 
@@ -47,8 +48,7 @@ def write_sequences(folder: str | PathLike[str], sequences: Iterable[Iterable[in
         MappedSequences(num_users=2, num_items=4, num_interactions=7, num_attributes=0, block=65536)
     """
     where, path = "write_sequences", Path(folder)
-    if not 1 <= num_items < 2**31 - 1:
-        raise EnsembleKDError(where, "num_items from 1 to 2**31 - 2", num_items, "Count the items.")
+    num_items = whole(where, "num_items", num_items, least=1, most=MOST_ITEMS)
     path.mkdir(parents=True, exist_ok=True)
     users = total = checksum = 0
     with replacing(path / _ITEMS) as items, replacing(path / _OFFSETS) as offsets:
@@ -109,9 +109,7 @@ class MappedSequences:
         if item_attributes is not None and len(item_attributes) != self.num_items:
             fix = "Build them with ItemAttributes.from_dict(..., num_items)."
             raise EnsembleKDError(where, f"attributes of {self.num_items} items", len(item_attributes), fix)
-        if block < 1:
-            raise EnsembleKDError(where, "block >= 1", block, "Pass the interactions of a block.")
-        self.item_attributes, self.block = item_attributes, block
+        self.item_attributes, self.block = item_attributes, whole(where, "block", block, least=1)
 
     @cached_property
     def bounds(self) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -10,12 +10,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import choice, shown, whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.ragged import keep_all_but, left_padded, sliding_windows
 from ensemble_kd.errors import EnsembleKDError
 
 Split: TypeAlias = Literal["train", "valid", "test"]
 MIN_ITEMS = 3  # one to train on, one to validate, one to test
+MOST_ITEMS = 2**31 - 2  # V + 1 still fits into 32 bits
 # How many of a user's newest items are still unknown when the target of a split is to be predicted.
 _UNKNOWN: dict[str, int] = {"train": 2, "valid": 2, "test": 1}
 
@@ -55,9 +57,13 @@ class SequenceData:
     def __post_init__(self) -> None:
         where, items, offsets = "SequenceData", self.items, self.offsets
         for name, tensor in {"items": items, "offsets": offsets}.items():
+            if not isinstance(tensor, Tensor):
+                fix = "Use SequenceData.from_sequences, or torch.as_tensor."  # type: ignore[unreachable]
+                raise EnsembleKDError(where, f"flat int64 {name} as a tensor", shown(tensor), fix)
             if tensor.ndim != 1 or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
                 got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
                 raise EnsembleKDError(where, f"flat int64 {name} on the CPU", got, "Move batches, not the data.")
+        object.__setattr__(self, "num_items", whole(where, "num_items", self.num_items, least=1, most=MOST_ITEMS))
         if offsets.numel() < 2 or offsets[0] != 0 or offsets[-1] != items.numel():
             expected = f"(num_users + 1,) offsets from 0 to {items.numel()} and at least one user"
             raise EnsembleKDError(where, expected, offsets.tolist()[-3:], "Start with 0 and end with the total.")
@@ -193,7 +199,7 @@ class SequenceData:
             >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).inputs("valid", 2).tolist()
             [[1, 2], [0, 4]]
         """
-        _positive("SequenceData.inputs", "max_len", max_len)
+        max_len = whole("SequenceData.inputs", "max_len", max_len, least=1)
         unknown = _unknown(split)
         lengths = (self.offsets.diff() - unknown).clamp(max=max_len)
         return left_padded(self.items, self.offsets[1:] - unknown, lengths, max_len)
@@ -221,8 +227,8 @@ class SequenceData:
             [[1, 2], [2, 3], [0, 5]]
         """
         where = "SequenceData.train_windows"
-        for name, value in {"max_len": max_len, "step": step, "min_len": min_len}.items():
-            _positive(where, name, value)
+        max_len, step = whole(where, "max_len", max_len, least=1), whole(where, "step", step, least=1)
+        min_len = whole(where, "min_len", min_len, least=1)
         items, offsets = self.history("train")
         lengths = offsets.diff()
         long_enough = lengths >= min_len
@@ -254,11 +260,4 @@ class SequenceData:
 
 
 def _unknown(split: str) -> int:
-    if split not in _UNKNOWN:
-        raise EnsembleKDError("SequenceData", "split 'train', 'valid' or 'test'", repr(split), "Name one of these.")
-    return _UNKNOWN[split]
-
-
-def _positive(where: str, name: str, value: int) -> None:
-    if value < 1:
-        raise EnsembleKDError(where, f"{name} >= 1", value, "Pass a positive number.")
+    return _UNKNOWN[choice("SequenceData", "split", split, _UNKNOWN)]

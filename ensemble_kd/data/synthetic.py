@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ensemble_kd.arguments import whole
 from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.sequences import SequenceData
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -82,7 +82,10 @@ def synthetic(
         >>> synthetic(num_users=50, num_items=100)  # doctest: +ELLIPSIS
         SequenceData(num_users=50, num_items=100, num_interactions=..., num_attributes=90)
     """
-    _check(num_users, num_items, seed, num_clusters, min_len, max_len)
+    num_users, seed = _whole("num_users", num_users, 1), _whole("seed", seed, 0)
+    num_clusters, min_len = _whole("num_clusters", num_clusters, 2), _whole("min_len", min_len, MIN_ITEMS)
+    max_len = _whole("max_len", max_len, min_len)
+    num_items = _whole("num_items", num_items, 2 * max(num_clusters, max_len))
     rng = np.random.default_rng(seed)
     process = draw_process(rng, num_users, num_items, num_clusters, min_len, max_len)
     sequences = _walk(process, rng)
@@ -157,15 +160,5 @@ def _attributes(rng: np.random.Generator, cluster: Ints, num_clusters: int) -> I
     return ItemAttributes(num_clusters + departments + NUM_BRANDS, torch.from_numpy(table))
 
 
-def _check(num_users: int, num_items: int, seed: int, num_clusters: int, min_len: int, max_len: int) -> None:
-    fewest_items = 2 * max(num_clusters, max_len)
-    for name, value, lowest in (
-        ("num_users", num_users, 1),
-        ("seed", seed, 0),
-        ("num_clusters", num_clusters, 2),
-        ("min_len", min_len, 3),
-        ("max_len", max_len, min_len),
-        ("num_items", num_items, fewest_items),
-    ):
-        if value < lowest:
-            raise EnsembleKDError("synthetic", f"{name} >= {lowest}", value, "Pass a larger one, or see the docstring.")
+def _whole(name: str, value: int, least: int) -> int:
+    return whole("synthetic", name, value, least=least)

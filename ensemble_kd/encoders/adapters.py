@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ensemble_kd.arguments import choice, is_whole, whole
 from ensemble_kd.errors import EnsembleKDError
 
 Positions = Literal["last", "all"]
@@ -81,11 +82,10 @@ def from_huggingface(
     config = getattr(model, "config", None)
     if num_items is None:
         rows = getattr(config, "vocab_size", None)
-        if not isinstance(rows, int) or rows < 3:
+        if not (is_whole(rows) and rows >= 3):
             raise EnsembleKDError(where, "config.vocab_size of 3 or more", repr(rows), "Pass num_items.")
         num_items = rows - 2
-    if num_items < 1:
-        raise EnsembleKDError(where, "num_items of 1 or more", num_items, "It is the number of items, V.")
+    num_items = whole(where, "num_items", num_items, least=1)
     find = getattr(model, "get_input_embeddings", None)
     padding = getattr(find(), "padding_idx", None) if callable(find) else None
     if padding not in (None, 0):  # that row would silently get no gradient, and here it is an item
@@ -171,9 +171,8 @@ def right_padded(
         (9, tensor([[4.],
                 [8.]]))
     """
-    if positions not in get_args(Positions):
-        raise EnsembleKDError("right_padded", f"positions in {get_args(Positions)}", repr(positions), "Choose one.")
-    if num_items is None and isinstance(rows := getattr(model, "n_items", None), int):
+    positions = choice("right_padded", "positions", positions, get_args(Positions))
+    if num_items is None and is_whole(rows := getattr(model, "n_items", None)):
         num_items = rows - 1
     if max_len is None:
         max_len = getattr(model, "max_seq_length", None)

@@ -82,6 +82,7 @@ class BERT4Rec(SequenceEncoder):
     ) -> None:
         d_ff = 4 * d_model if d_ff is None else d_ff
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
+        d_model, max_len = self.d_model, self.max_len
         self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
         self.blocks = nn.ModuleList(
             Block(d_model, num_heads, d_ff, self.dropout, norm_first) for _ in range(num_layers)

@@ -62,13 +62,12 @@ class Caser(SequenceEncoder):
     ) -> None:
         sizes = {"window": window, "horizontal": horizontal, "vertical": vertical}
         super().__init__(num_items, d_model, max_len, dropout, **sizes)
+        d_model = self.d_model
         self.window = window
         self.horizontal = nn.ModuleList(nn.Linear(h * d_model, horizontal) for h in range(1, window + 1))
         self.vertical = nn.Linear(window, vertical, bias=False)
         self.join = nn.Linear(window * horizontal + vertical * d_model, d_model)
-        nn.init.normal_(self.item_embedding.weight, std=init_std)
-        with torch.no_grad():
-            self.item_embedding.weight[0].zero_()
+        self.init_embedding(init_std)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """item_ids (b, l) int64 -> hidden states (b, l, d)."""

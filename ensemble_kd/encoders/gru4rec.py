@@ -58,12 +58,11 @@ class GRU4Rec(SequenceEncoder):
     ) -> None:
         width = d_model if hidden_size is None else hidden_size
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, hidden_size=width)
+        d_model = self.d_model
         between = self.dropout if num_layers > 1 else 0.0  # nn.GRU warns where it has no place to apply it
         self.gru = nn.GRU(d_model, width, num_layers, batch_first=True, dropout=between)
         self.project = nn.Linear(width, d_model)
-        nn.init.normal_(self.item_embedding.weight, std=init_std)
-        with torch.no_grad():
-            self.item_embedding.weight[0].zero_()
+        self.init_embedding(init_std)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """item_ids (b, l) int64 -> hidden states (b, l, d)."""

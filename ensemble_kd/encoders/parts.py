@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble_kd.arguments import number, whole
 from ensemble_kd.errors import EnsembleKDError
 
 # Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
@@ -46,12 +47,11 @@ class SequenceEncoder(nn.Module):
     def __init__(self, num_items: int, d_model: int, max_len: int, dropout: float, **positive: int) -> None:
         super().__init__()
         where = type(self).__name__
-        for name, value in {"num_items": num_items, "d_model": d_model, "max_len": max_len, **positive}.items():
-            if not isinstance(value, int) or value < 1:
-                raise EnsembleKDError(where, f"{name} to be a whole number of 1 or more", repr(value), "Correct it.")
-        if not 0 <= dropout < 1:
-            raise EnsembleKDError(where, "0 <= dropout < 1", repr(dropout), "Pass 0.0 to switch dropout off.")
-        self.num_items, self.d_model, self.max_len, self.dropout = num_items, d_model, max_len, float(dropout)
+        sizes = {"num_items": num_items, "d_model": d_model, "max_len": max_len, **positive}
+        for name, value in sizes.items():
+            sizes[name] = whole(where, name, value, least=1)
+        self.num_items, self.d_model, self.max_len = sizes["num_items"], sizes["d_model"], sizes["max_len"]
+        self.dropout = number(where, "dropout", dropout, least=0, below=1)
         self.item_embedding = nn.Embedding(num_items + 2, d_model, padding_idx=0)
 
     def check(self, item_ids: Tensor) -> None:
@@ -68,13 +68,18 @@ class SequenceEncoder(nn.Module):
         """Dropout in training; x itself otherwise."""
         return dropout(x, self.dropout if self.training else 0.0)
 
+    def init_embedding(self, std: float) -> None:
+        """Draw the item embeddings from N(0, std²); the padding row is zero."""
+        nn.init.normal_(self.item_embedding.weight, std=number(type(self).__name__, "init_std", std, above=0))
+        with torch.no_grad():
+            self.item_embedding.weight[0].zero_()
+
     def init_weights(self, std: float | None) -> None:
         """Draw weights and plain parameters from N(0, std²) truncated at 2 std; biases and the padding row are zero.
 
         None: matrices by Glorot's uniform rule, which keeps a signal's size whatever the width, and the rest with 0.02.
         """
-        if std is not None and not std > 0:
-            raise EnsembleKDError(type(self).__name__, "init_std > 0", repr(std), "0.02 is the papers' value.")
+        std = None if std is None else number(type(self).__name__, "init_std", std, above=0)
         glorot, std = std is None, std or 0.02
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):

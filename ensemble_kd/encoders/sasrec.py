@@ -84,6 +84,7 @@ class SASRec(SequenceEncoder):
         init_std: float = 0.02,
     ) -> None:
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads)
+        d_model, max_len = self.d_model, self.max_len
         self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
         self.blocks = nn.ModuleList(
             CausalBlock(d_model, num_heads, self.dropout, norm_first) for _ in range(num_layers)

@@ -177,5 +177,5 @@ def test_processes_without_blocks_are_refused(folder: Path) -> None:
     windows = MappedSequences(folder).train_windows(6)  # one block holds all
     with pytest.raises(EnsembleKDError, match="expected 2 blocks with windows or more, got 1"):
         BlockPlan(windows, 8, 0, 0, part=(0, 2))
-    with pytest.raises(EnsembleKDError, match="batch_size >= 2, got 1"):
+    with pytest.raises(EnsembleKDError, match="batch_size, a whole number >= 2, got 1"):
         BlockPlan(windows, 1, 0, 0, part=(0, 2))

@@ -191,7 +191,7 @@ def test_a_plan_refuses() -> None:
         with pytest.raises(EnsembleKDError, match=r"BatchPlan: expected windows \(w, l\) int64"):
             BatchPlan(bad, 2, 0, 0)
     for numbers in ((0, 0, 0), (2, -1, 0), (2, 0, -1)):
-        with pytest.raises(EnsembleKDError, match=r"BatchPlan: expected .* >= "):
+        with pytest.raises(EnsembleKDError, match=r"BatchPlan: expected .*, a whole number >= "):
             BatchPlan(windows, *numbers)
     with pytest.raises(IndexError):
         BatchPlan(windows, 2, 0, 0)[2]
@@ -384,7 +384,7 @@ def test_recbole(tmp_path: Path) -> None:
         read_recbole(inter, item)
     with pytest.raises(EnsembleKDError, match=r"t\.inter: expected users and items that are left, got none with 5"):
         read_recbole(inter)
-    with pytest.raises(EnsembleKDError, match="k_core >= 1, got 0"):
+    with pytest.raises(EnsembleKDError, match="k_core, a whole number >= 1, got 0"):
         read_recbole(inter, k_core=0)
     inter.write_text(inter.read_text() + "a\tx\n")
     with pytest.raises(EnsembleKDError, match=r"t\.inter:16: expected 4 fields, got 2 in 'a\\tx'"):
@@ -537,5 +537,5 @@ def test_synthetic_attributes_tell_the_cluster() -> None:
 def test_synthetic_refuses() -> None:
     for arguments in ({"num_users": 0}, {"num_items": 79}, {"seed": -1}, {"min_len": 2}, {"max_len": 4}):
         name, value = next(iter(arguments.items()))
-        with pytest.raises(EnsembleKDError, match=f"synthetic: expected {name} >= .*, got {value}"):
+        with pytest.raises(EnsembleKDError, match=f"synthetic: expected {name}, a whole number >= .*, got {value}"):
             synthetic(**arguments)

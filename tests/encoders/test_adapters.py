@@ -62,7 +62,7 @@ def test_huggingface_errors_say_what_to_do() -> None:
         from_huggingface(nn.Linear(2, 2))
     with pytest.raises(EnsembleKDError, match="vocab_size of 3 or more, got 2"):
         from_huggingface(FakeHuggingFace(vocab_size=2))
-    with pytest.raises(EnsembleKDError, match="num_items of 1 or more, got 0"):
+    with pytest.raises(EnsembleKDError, match="num_items, a whole number >= 1, got 0"):
         from_huggingface(FakeHuggingFace(), num_items=0)
     with pytest.raises(EnsembleKDError, match="padding id 0, got 1"):
         from_huggingface(FakeHuggingFace(pad_token_id=1))
@@ -148,7 +148,7 @@ def test_right_padded_facts_and_errors() -> None:
     without = right_padded(nn.Embedding(V + 2, D), positions="all", lengths=False)
     assert not hasattr(without, "num_items")
     torch.testing.assert_close(without(IDS), without.model(IDS))
-    with pytest.raises(EnsembleKDError, match="positions in"):
+    with pytest.raises(EnsembleKDError, match="positions 'last' or 'all'"):
         right_padded(RightPaddedGRU(), positions="first")  # type: ignore[arg-type]
     with pytest.raises(EnsembleKDError, match=r"3 axes, got \(4, 8\)\. Choose positions="):
         right_padded(RightPaddedGRU(), positions="all")(IDS)

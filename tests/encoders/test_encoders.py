@@ -252,10 +252,10 @@ def test_caser_equals_convolutions_written_position_by_position() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"num_items": 0}, "num_items to be a whole number"),
-        ({"d_model": 0}, "d_model to be a whole number"),
-        ({"max_len": 2.5}, "max_len to be a whole number"),
-        ({"dropout": 1.0}, "0 <= dropout < 1"),
+        ({"num_items": 0}, "num_items, a whole number"),
+        ({"d_model": 0}, "d_model, a whole number"),
+        ({"max_len": 2.5}, "max_len, a whole number"),
+        ({"dropout": 1.0}, r"dropout, a number in \[0, 1\)"),
     ],
 )
 def test_bad_arguments_are_named(cls: type[SequenceEncoder], arguments: dict[str, object], text: str) -> None:
@@ -267,11 +267,11 @@ def test_bad_arguments_of_one_class_are_named() -> None:
     for cls in (BERT4Rec, SASRec):
         with pytest.raises(EnsembleKDError, match="multiple of num_heads, got d_model = 8, num_heads = 3"):
             cls(5, d_model=8, num_heads=3)
-        with pytest.raises(EnsembleKDError, match="init_std > 0"):
+        with pytest.raises(EnsembleKDError, match="init_std, a finite number > 0"):
             cls(5, init_std=0.0)
-    with pytest.raises(EnsembleKDError, match="window to be a whole number"):
+    with pytest.raises(EnsembleKDError, match="window, a whole number"):
         Caser(5, window=0)
-    with pytest.raises(EnsembleKDError, match="hidden_size to be a whole number"):
+    with pytest.raises(EnsembleKDError, match="hidden_size, a whole number"):
         GRU4Rec(5, hidden_size=-1)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ensemble_kd.arguments import whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
 from ensemble_kd.errors import EnsembleKDError
@@ -85,11 +86,10 @@ def to_sequences(
         EnsembleKDError: for k_core < 1, a time that is no number, or when nothing is left.
     """
     pl = require_polars(source)
-    if k_core < 1:
-        raise EnsembleKDError(source, "k_core >= 1", k_core, "1 keeps everything.")
+    k_core = whole(source, "k_core", k_core, least=1)
     # Whole numbers stay exact; only a file with fractions is read as float64.
-    whole = table["time"].cast(pl.Int64, strict=False)
-    time = whole if whole.null_count() == 0 else table["time"].cast(pl.Float64, strict=False)
+    exact = table["time"].cast(pl.Int64, strict=False)
+    time = exact if exact.null_count() == 0 else table["time"].cast(pl.Float64, strict=False)
     bad = table.filter(~time.is_finite().fill_null(False))
     if bad.height:
         fix = "Remove the line or correct it."
