@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,11 @@ def test_inits_only_name_things() -> None:
         assert all(isinstance(node, ast.ImportFrom | ast.Assign) for node in body), path
         imported = {found.name for found in imports(path, PACKAGE)}
         assert public(path.parent) - imported <= {"__version__"}, path
+
+
+def test_the_version_is_the_distributions() -> None:
+    """``__version__`` is the one place where it stands; an old editable install differs until it is made anew."""
+    assert version("ensemble_kd") == ensemble_kd.__version__
 
 
 IMPORT = """
