@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from benchmarks import recipes
 from benchmarks.common import Row, Step, beauty, interleaved, sig
 from ensemble_kd import EnsembleKD
-from ensemble_kd.stacking import StackedModule, first_line
+from ensemble_kd.errors import first_line
+from ensemble_kd.stacking import StackedModule
 
 VIEWS = 3  # two masked ones and the anchor, in one call
 PLAIN = ("loop", "vmap")

@@ -20,3 +20,9 @@ class EnsembleKDError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}, got {self.got}. {self.fix}"
+
+
+def first_line(error: Exception) -> str:
+    """Class and first line of an error of somebody else's, for a text of ours."""
+    text = (str(error).strip().splitlines() or ["no text"])[0]
+    return f"{type(error).__name__}: {text.rstrip('. ')}"

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.stacking import StackedModule, first_line
-from ensemble_kd.stacking.stack import is_whole
+from ensemble_kd.arguments import is_whole
+from ensemble_kd.errors import EnsembleKDError, first_line
+from ensemble_kd.stacking import StackedModule
 
 
 class Attributes(Protocol):
@@ -36,10 +36,10 @@ def positive(name: str, value: object) -> int:
     Raises:
         EnsembleKDError: for anything else.
     """
-    if not (is_whole(value) and value >= 1):  # type: ignore[operator]
+    if not (is_whole(value) and value >= 1):
         fix = f"Pass {name}=..., or give the encoder an attribute of that name."
         raise EnsembleKDError("EnsembleKD", f"a whole number {name} >= 1", repr(value), fix)
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
 
 
 def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.stacking.stack import member_seed, seeded
+from ensemble_kd.seeding import member_seed, seeded
 
 INIT_STD = 0.02  # as BERT4Rec; a classifier that starts near zero starts near the uniform distribution
 

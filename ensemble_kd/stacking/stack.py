@@ -7,161 +7,17 @@ stay as weightless templates that ``torch.func.functional_call`` fills for a cal
 
 from __future__ import annotations
 
-import copy
-import numbers
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.func import functional_call
 
 from ensemble_kd.errors import EnsembleKDError
-
-Backend = Literal["auto", "vmap", "loop"]
-
-
-def is_whole(value: object) -> bool:
-    """Whether something is an integer, NumPy's among them, and not a bool."""
-    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
-
-
-def member_seed(seed: int, member: int, stream: int = 0) -> int:
-    """The seed of one member. It depends on no other member, so member 0 is the same whatever n is.
-
-    ``stream`` tells the parts of a member apart: 0 is the encoder.
-
-    Raises:
-        EnsembleKDError: the seed is not a whole number >= 0.
-
-    Examples:
-        >>> member_seed(0, 1) == member_seed(0, 1) != member_seed(0, 2)
-        True
-    """
-    if not is_whole(seed) or seed < 0:
-        raise EnsembleKDError("EnsembleKD", "seed as a whole number >= 0", repr(seed), "Pass one, such as seed=0.")
-    entropy = np.random.SeedSequence([int(seed), member, stream])
-    return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block under its own seed for torch, NumPy and ``random``; afterwards all three are as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - encoders may use them
-    accelerator = torch.accelerator.current_accelerator()
-    kind = "cuda" if accelerator is None else accelerator.type
-    # All devices are named, since fork_rng warns where it has to choose several by itself.
-    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def build_members(
-    encoder_fn: Callable[[], nn.Module], n: int, *, seed: int, own: Callable[[int], Iterable[int]] = range
-) -> list[nn.Module]:
-    """Call the factory once per member, each under its own seed; ``own`` chooses some of n members.
-
-    Raises:
-        EnsembleKDError: n is not a positive number, the factory is not callable, or returns no module or one twice.
-    """
-    where = "EnsembleKD"
-    if not is_whole(n) or n < 1:
-        raise EnsembleKDError(where, "n >= 1 members", repr(n), "Pass a whole number, such as n=3.")
-    given: object = encoder_fn
-    if isinstance(given, nn.Module) or not callable(given):
-        fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
-        raise EnsembleKDError(where, "a factory () -> nn.Module", type(given).__name__, fix)
-    members: list[nn.Module] = []
-    for i in own(n):
-        with seeded(member_seed(seed, i)):
-            members.append(encoder_fn())
-    check_members(members)
-    return members
-
-
-def check_members(members: Sequence[nn.Module], *, where: str = "encoder_fn") -> None:
-    """Refuse what cannot be stacked.
-
-    Raises:
-        EnsembleKDError: no members, something else than modules, the same module or parameter twice, lazy parameters,
-            or members that differ in the names, shapes, types, devices, ties or freezing of their tensors.
-    """
-    if not members:
-        raise EnsembleKDError(where, "at least one member", "none", "Pass one module or more.")
-    owners: dict[int, int] = {}
-    for i, member in enumerate(members):
-        given: object = member  # whatever the user's factory returned
-        if not isinstance(given, nn.Module):
-            fix = "Return the module that maps item_ids (b, l) to hidden states (b, l, d)."
-            raise EnsembleKDError(where, "an nn.Module", type(given).__name__, fix)
-        if any(member is other for other in members[:i]):
-            fix = "Build a new module for each member, or they would share their weights."
-            raise EnsembleKDError(where, "a new module for each member", "the same module twice", fix)
-        for name, tensor in (*member.named_parameters(), *member.named_buffers()):
-            if nn.parameter.is_lazy(tensor):
-                fix = "Run it once on a batch inside the factory, so that its lazy layers take their shapes."
-                raise EnsembleKDError(where, "initialised parameters", f"an uninitialised {name!r}", fix)
-            if isinstance(tensor, nn.Parameter) and owners.setdefault(id(tensor), i) != i:
-                got = f"{name!r} in members {owners[id(tensor)]} and {i}"
-                fix = "Create the parameters inside the factory."
-                raise EnsembleKDError(where, "members with parameters of their own", got, fix)
-    first = _layout(members[0])
-    for i, member in enumerate(members[1:], start=1):
-        layout = _layout(member)
-        if layout != first:
-            name = next(name for name in {**first, **layout} if first.get(name) != layout.get(name))
-            got = f"{name!r}: {first.get(name, 'none')} in member 0, {layout.get(name, 'none')} in member {i}"
-            fix = "All members must have the same architecture; only their seeds differ."
-            raise EnsembleKDError(where, "members of equal shapes", got, fix)
-
-
-def _layout(module: nn.Module) -> dict[str, str]:
-    layout: dict[str, str] = {}
-    tied: dict[int, str] = {}
-    for name, t in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
-        same = tied.setdefault(id(t), name)
-        frozen = " frozen" if isinstance(t, nn.Parameter) and not t.requires_grad else ""
-        layout[name] = f"{tuple(t.shape)} {t.dtype} on {t.device}{frozen}{'' if same == name else f' tied to {same!r}'}"
-    return layout
-
-
-def _leave_weightless(module: nn.Module) -> None:
-    """Move a template's parameters and buffers to the meta device; tied ones stay tied, plain tensors stay real."""
-    moved: dict[int, Tensor] = {}
-    kept: list[Tensor] = []  # the id of a freed tensor may be given out again, so all live until the walk is over
-    for child in module.modules():
-        for registry in (child._parameters, child._buffers):
-            for name, tensor in registry.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in moved:
-                    empty = torch.empty_like(tensor, device="meta")
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    moved[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-                    kept.append(tensor)
-                registry[name] = moved[id(tensor)]  # type: ignore[assignment]
-    for child in module.modules():
-        # Parameters that stand in a plain list too, as nn.GRU's do, would stay there with the weights of the start.
-        for value in vars(child).values():
-            if isinstance(value, list):
-                value[:] = [moved.get(id(entry), entry) for entry in value]
-
-
-def duplicate(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module whose forward has left results with a gradient in its attributes."""
-    kept = (value for child in module.modules() for value in vars(child).values())
-    results = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and value.grad_fn is not None}
-    return copy.deepcopy(module, results)
+from ensemble_kd.seeding import seeded
+from ensemble_kd.stacking.backends import Backend, call_all, call_one, decide, vmap_obstacle
+from ensemble_kd.stacking.build import check_members, duplicate, leave_weightless
 
 
 class StackedModule(nn.Module):
@@ -191,7 +47,7 @@ class StackedModule(nn.Module):
         self._templates = tuple(members)
         self._stack(members)
         for member in members:
-            _leave_weightless(member)
+            leave_weightless(member)
             if not member.training:  # pretrained models come in evaluation mode; a new module is in training mode
                 member.train()
 
@@ -299,9 +155,18 @@ class StackedModule(nn.Module):
         return module
 
     def forward(self, *args: Tensor) -> Tensor:
-        """Run every member on the same arguments: (n, \\*output shape)."""
+        r"""Run every member on the same arguments: (n, \*output shape)."""
         name, _ = self.backend_for(*args)
-        return self._vmap(*args) if name == "vmap" else torch.stack(self.each(*args))
+        return self.vectorised(*args) if name == "vmap" else self.looped(*args)
+
+    def looped(self, *args: Tensor) -> Tensor:
+        """Return what ``forward`` does, from one call per member."""
+        return torch.stack(self.each(*args))
+
+    def vectorised(self, *args: Tensor) -> Tensor:
+        """Return what ``forward`` does, from one call of ``torch.vmap``."""
+        parameters, stacked = self._values()
+        return call_all(self._templates[0], parameters, stacked, args)
 
     def each(self, *args: Tensor) -> list[Tensor]:
         """The members' outputs one after the other, each from a call of its own."""
@@ -311,50 +176,20 @@ class StackedModule(nn.Module):
             if id(p) not in parts:
                 parts[id(p)] = p.unbind(0)
         return [
-            self._call(i, {name: parts[id(p)][i] for name, p in parameters.items()}, buffers, args)
+            call_one(
+                self._templates[i],
+                {name: parts[id(p)][i] for name, p in parameters.items()},
+                {name: b[i] for name, b in buffers.items()},
+                args,
+            )
             for i in range(len(self))
         ]
 
     def call_member(self, i: int, *args: Tensor) -> Tensor:
         """The output of member i alone."""
         parameters, buffers = self._values()
-        return self._call(i, {name: p[i] for name, p in parameters.items()}, buffers, args)
-
-    def _call(
-        self, i: int, parameters: dict[str, Tensor], stacked: dict[str, Tensor], args: tuple[Tensor, ...]
-    ) -> Tensor:
-        buffers = {name: b[i] for name, b in stacked.items()}
-        values = {**parameters, **buffers}
-        output: Tensor = functional_call(self._templates[i], values, args, tie_weights=False)
-        for name, view in buffers.items():
-            if values[name] is not view:  # forward put a new tensor into the buffer's place: keep it
-                _overwrite(name, view, values[name])
-        return output
-
-    def _vmap(self, *args: Tensor) -> Tensor:
-        template = self._templates[0]
-        parameters, stacked = self._values()
-
-        def one(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Tensor
-        ) -> tuple[Tensor, dict[str, Tensor]]:
-            values = {**parameters, **buffers}
-            output: Tensor = functional_call(template, values, inputs, tie_weights=False)
-            return output, {name: values[name] for name, b in buffers.items() if values[name] is not b}
-
-        in_dims = (0, 0) + (None,) * len(args)
-        with _no_fast_path(), _no_batched_state(template):
-            run = torch.vmap(one, in_dims=in_dims, randomness="different")
-            output, replaced = run(parameters, stacked, *args)
-        for name, value in replaced.items():
-            _overwrite(name, stacked[name], value)
-        return output
-
-    @torch.no_grad()
-    def _evaluate(self, run: Callable[[], Tensor]) -> Tensor:
-        with self.undisturbed():
-            self.eval()
-            return run()
+        mine, own = ({name: value[i] for name, value in values.items()} for values in (parameters, buffers))
+        return call_one(self._templates[i], mine, own, args)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -382,87 +217,11 @@ class StackedModule(nn.Module):
         device = args[0].device.type if args else "cpu"
         key = (self.training, device)
         if key not in self.decisions:
-            self.decisions[key] = self._decide(device, args)
+            self.decisions[key] = decide(
+                self.requested_backend, len(self), device, lambda: self.vmap_obstacle(*(a[:2] for a in args))
+            )
         return self.decisions[key]
 
-    def _decide(self, device: str, args: tuple[Tensor, ...]) -> tuple[str, str]:
-        if self.requested_backend == "loop":
-            return "loop", "asked for"
-        if self.requested_backend == "auto" and device == "cpu":
-            return "loop", "on a CPU the loop is faster than vmap"
-        if len(self) == 1 and self.requested_backend == "auto":
-            return "loop", "there is one member"
-        obstacle = self._vmap_obstacle(*(a[:2] for a in args))
-        if obstacle is None:
-            return "vmap", "asked for" if self.requested_backend == "vmap" else "vmap agrees with the loop"
-        if self.requested_backend == "vmap":
-            fix = 'Use backend="loop" (or "auto"), which runs any encoder.'
-            raise EnsembleKDError("backend='vmap'", "an encoder that torch.vmap can run", obstacle, fix)
-        return "loop", f"vmap cannot serve: {obstacle}"
-
-    def _vmap_obstacle(self, *args: Tensor) -> str | None:
-        """Why vmap cannot run the members on these inputs as the loop does; None if it can. Leaves no trace."""
-        with torch.inference_mode(False):
-            args = tuple(a.clone() for a in args)  # normal tensors, where the caller is in inference mode
-            # The loop first: what it raises is the encoder's own error, and no matter of vmap.
-            with self.undisturbed(), torch.no_grad():
-                torch.stack(self.each(*args))
-            expected = self._evaluate(lambda: torch.stack(self.each(*args)))
-            try:
-                if self.training:
-                    with self.undisturbed(), torch.enable_grad():
-                        out = self._vmap(*args)
-                        trained = [p for p in self.parameters() if p.requires_grad]
-                        if trained and out.requires_grad:
-                            torch.autograd.grad(out.sum(), trained, allow_unused=True)
-                vectorised = self._evaluate(lambda: self._vmap(*args))
-            except Exception as error:  # whatever an encoder of somebody else's raises under vmap
-                return first_line(error)
-        error_ratio = float((vectorised - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        exact = expected.dtype in (torch.float32, torch.float64)
-        if not error_ratio <= (1e-3 if exact and not torch.is_autocast_enabled(expected.device.type) else 5e-2):
-            return (
-                f"outputs that differ from the members' own by {error_ratio:.1e} (state beside parameters and buffers?)"
-            )
-        return None
-
-
-def first_line(error: Exception) -> str:
-    """Class and first line of an error of somebody else's, for a text of ours."""
-    text = (str(error).strip().splitlines() or ["no text"])[0]
-    return f"{type(error).__name__}: {text.rstrip('. ')}"
-
-
-def _overwrite(name: str, buffer: Tensor, value: Tensor) -> None:
-    """Keep the tensor that forward has put into a buffer's place."""
-    if value.shape != buffer.shape:
-        fix = "Keep a tensor that grows as a plain attribute instead."
-        got = f"{name!r} from {tuple(buffer.shape)} to {tuple(value.shape)}"
-        raise EnsembleKDError("encoder", "buffers that keep their shape", got, fix)
-    buffer.data.copy_(value.detach())
-
-
-@contextmanager
-def _no_batched_state(template: nn.Module) -> Iterator[None]:
-    """Take back the tensors of vmap that forward stored in attributes (caches, attention weights): they die with it."""
-    before = [(space, dict(space)) for child in template.modules() for space in (vars(child), child._buffers)]
-    try:
-        yield
-    finally:
-        for space, old in before:
-            for name in [k for k, v in space.items() if isinstance(v, Tensor) and is_functorch_wrapped_tensor(v)]:
-                if name in old:
-                    space[name] = old[name]
-                else:
-                    del space[name]
-
-
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """Switch off the nested-tensor fast path of nn.TransformerEncoder in eval mode: it has no batching rule."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    def vmap_obstacle(self, *args: Tensor) -> str | None:
+        """Return why vmap cannot run the members on these inputs as the loop does; None if it can. Leaves no trace."""
+        return vmap_obstacle(self, args)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.ensemble.contract import check_output, positive, probe
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.objectives import NextItem
-from ensemble_kd.stacking import StackedModule, build_members, duplicate, first_line
-from ensemble_kd.stacking.stack import member_seed, seeded
+from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.stacking import StackedModule, build_members, duplicate
 
 Verdict = Literal["ok", "wrong", "not applicable"]
 
@@ -278,7 +278,7 @@ class Kit:
         """The backend of an accelerator, wherever it serves."""
         stack, ids = self.stack(self.moved, "vmap"), self.ids(3, self.longest)
         for mode in (True, False):
-            obstacle = stack.train(mode)._vmap_obstacle(ids)
+            obstacle = stack.train(mode).vmap_obstacle(ids)
             if obstacle is not None:
                 raise _NotApplicableError(f'{obstacle}; backend="auto" takes the loop.')
         self.compare_backend("vmap")

@@ -11,7 +11,7 @@ from torch import nn
 
 from ensemble_kd.ensemble.contract import positive
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.stacking.stack import member_seed, seeded
+from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.testing.checks import Check, Kit
 
 __all__ = ["Check", "Report", "check_encoder"]

@@ -33,7 +33,7 @@ from ensemble_kd.evaluation import (
 )
 from ensemble_kd.losses import Loss, scale_transfer
 from ensemble_kd.objectives import NextItem
-from ensemble_kd.stacking.stack import member_seed, seeded
+from ensemble_kd.seeding import member_seed, random_state, seeded, set_random_state
 from ensemble_kd.training import state as checkpoints
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.log import Means, RunLog
@@ -349,7 +349,7 @@ class _Run:
             return
         self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
         self._check_weights()
-        random = self.ranks.gather_objects(checkpoints.random_state())
+        random = self.ranks.gather_objects(random_state())
         weights = self.ranks.gather_states(self.model.state_dict())
         optimizer = self.ranks.gather_states(self.optimizer.state_dict())
         if not self.ranks.is_first:
@@ -395,7 +395,7 @@ class _Run:
         self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.ranks.sharded else moments)
         self.log.open(entries=position["entries"], step=self.step)
         random = saved["random"]
-        checkpoints.set_random_state(random[self.ranks.rank] if self.ranks.size > 1 else random)
+        set_random_state(random[self.ranks.rank] if self.ranks.size > 1 else random)
         self.saved_at = time.monotonic()
 
     def _find_best(self, last: dict[str, Tensor]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ensemble_kd.errors import EnsembleKDError
@@ -47,26 +45,3 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
         got = f"{path}, which holds a {type(content).__name__}"
         raise EnsembleKDError("checkpoint", "a checkpoint of ensemble_kd", got, "Pass last.pt or best.pt of a run.")
     return content
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global random generator that an encoder may use."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    version, words, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
-        "python": [version, list(words), gauss],
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go back to a state that ``random_state`` returned."""
-    torch.set_rng_state(state["torch"].cpu())
-    for i, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(one.cpu(), i)
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))

@@ -25,6 +25,7 @@ from ensemble_kd import (
 )
 from ensemble_kd.encoders import from_huggingface, right_padded
 from ensemble_kd.stacking import Backend, StackedModule, build_members
+from ensemble_kd.stacking.backends import decide
 
 pytestmark = [
     # Operations without a batching rule run under vmap one by one: slower, as torch says, and right.
@@ -469,7 +470,7 @@ def test_auto_elsewhere_takes_vmap_where_it_serves(name: str) -> None:
         _, stacked = stack_of(name, "auto")
         stacked.train(training)
         before, state = copy.deepcopy(stacked.state_dict()), torch.get_rng_state()
-        chosen, why = stacked._decide("cuda", (IDS,))
+        chosen, why = decide("auto", N, "cuda", lambda stacked=stacked: stacked.vmap_obstacle(IDS))
         obstacle = ZOO[name].obstacle
         assert chosen == ("loop" if obstacle else "vmap")
         assert (
@@ -481,8 +482,7 @@ def test_auto_elsewhere_takes_vmap_where_it_serves(name: str) -> None:
         assert all(torch.equal(value, before[key]) for key, value in stacked.state_dict().items())
         assert all(p.grad is None for p in stacked.parameters())
         assert all(m.training == training for template in stacked._templates for m in template.modules())
-        alone = StackedModule([ZOO[name].build()])
-        assert alone._decide("cuda", (IDS,)) == ("loop", "there is one member")
+        assert decide("auto", 1, "cuda", lambda: None) == ("loop", "there is one member")
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.stacking import Heads, StackedModule, build_members, check_members
-from ensemble_kd.stacking.stack import member_seed, seeded
 
 ROWS, D = 8, 4
 IDS = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 1]])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ensemble_kd import EnsembleKDError
+from ensemble_kd.seeding import random_state, set_random_state
 from ensemble_kd.training import state as checkpoints
 
 CONTENT: dict[str, Any] = {
@@ -93,13 +94,13 @@ def draw() -> list[Any]:
 
 
 def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
-    before = checkpoints.random_state()
+    before = random_state()
     try:
         draw()  # an odd number of Gaussians, so that one is held back
-        checkpoints.save(tmp_path / "random.pt", checkpoints.random_state())
+        checkpoints.save(tmp_path / "random.pt", random_state())
         expected = draw()
         assert draw() != expected
-        checkpoints.set_random_state(checkpoints.load(tmp_path / "random.pt"))
+        set_random_state(checkpoints.load(tmp_path / "random.pt"))
         assert draw() == expected
     finally:
-        checkpoints.set_random_state(before)
+        set_random_state(before)

@@ -1,0 +1,145 @@
+"""How the members are run: one call each (the loop), or one vectorised call (vmap); and which of them serves.
+
+Both work on a template, a module without weights that ``torch.func.functional_call`` fills for a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.func import functional_call
+
+from ensemble_kd.errors import EnsembleKDError, first_line
+
+if TYPE_CHECKING:
+    from ensemble_kd.stacking.stack import StackedModule
+
+Backend = Literal["auto", "vmap", "loop"]
+
+
+def call_one(
+    template: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor], args: tuple[Tensor, ...]
+) -> Tensor:
+    """Return the output of one member, whose buffers are views of the stack's."""
+    values = {**parameters, **buffers}
+    output: Tensor = functional_call(template, values, args, tie_weights=False)
+    for name, view in buffers.items():
+        if values[name] is not view:  # forward put a new tensor into the buffer's place: keep it
+            _overwrite(name, view, values[name])
+    return output
+
+
+def call_all(
+    template: nn.Module, parameters: dict[str, Tensor], stacked: dict[str, Tensor], args: tuple[Tensor, ...]
+) -> Tensor:
+    """Return the outputs of all members from one call of ``torch.vmap`` over their stacked values."""
+
+    def one(
+        parameters: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        values = {**parameters, **buffers}
+        output: Tensor = functional_call(template, values, inputs, tie_weights=False)
+        return output, {name: values[name] for name, b in buffers.items() if values[name] is not b}
+
+    in_dims = (0, 0) + (None,) * len(args)
+    with _no_fast_path(), _no_batched_state(template):
+        run = torch.vmap(one, in_dims=in_dims, randomness="different")
+        output, replaced = run(parameters, stacked, *args)
+    for name, value in replaced.items():
+        _overwrite(name, stacked[name], value)
+    return output
+
+
+def decide(
+    asked: Backend, members: int, device: str, obstacle_to_vmap: Callable[[], str | None]
+) -> tuple[Literal["vmap", "loop"], str]:
+    """Return the backend that serves, and why it was chosen.
+
+    Raises:
+        EnsembleKDError: "vmap" was asked for, and there is an obstacle.
+    """
+    if asked == "loop":
+        return "loop", "asked for"
+    if asked == "auto" and device == "cpu":
+        return "loop", "on a CPU the loop is faster than vmap"
+    if members == 1 and asked == "auto":
+        return "loop", "there is one member"
+    obstacle = obstacle_to_vmap()
+    if obstacle is None:
+        return "vmap", "asked for" if asked == "vmap" else "vmap agrees with the loop"
+    if asked == "vmap":
+        fix = 'Use backend="loop" (or "auto"), which runs any encoder.'
+        raise EnsembleKDError("backend='vmap'", "an encoder that torch.vmap can run", obstacle, fix)
+    return "loop", f"vmap cannot serve: {obstacle}"
+
+
+def vmap_obstacle(stack: StackedModule, args: tuple[Tensor, ...]) -> str | None:
+    """Return why vmap cannot run a stack on these inputs as the loop does; None if it can. Leaves no trace."""
+
+    @torch.no_grad()
+    def evaluated(run: Callable[..., Tensor]) -> Tensor:
+        with stack.undisturbed():
+            stack.eval()
+            return run(*args)
+
+    with torch.inference_mode(False):
+        args = tuple(a.clone() for a in args)  # normal tensors, where the caller is in inference mode
+        # The loop first: what it raises is the encoder's own error, and no matter of vmap.
+        with stack.undisturbed(), torch.no_grad():
+            stack.looped(*args)
+        expected = evaluated(stack.looped)
+        try:
+            if stack.training:
+                with stack.undisturbed(), torch.enable_grad():
+                    out = stack.vectorised(*args)
+                    trained = [p for p in stack.parameters() if p.requires_grad]
+                    if trained and out.requires_grad:
+                        torch.autograd.grad(out.sum(), trained, allow_unused=True)
+            got = evaluated(stack.vectorised)
+        except Exception as error:  # whatever an encoder of somebody else's raises under vmap
+            return first_line(error)
+    error_ratio = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    exact = expected.dtype in (torch.float32, torch.float64)
+    if not error_ratio <= (1e-3 if exact and not torch.is_autocast_enabled(expected.device.type) else 5e-2):
+        return f"outputs that differ from the members' own by {error_ratio:.1e} (state beside parameters and buffers?)"
+    return None
+
+
+def _overwrite(name: str, buffer: Tensor, value: Tensor) -> None:
+    """Keep the tensor that forward has put into a buffer's place."""
+    if value.shape != buffer.shape:
+        fix = "Keep a tensor that grows as a plain attribute instead."
+        got = f"{name!r} from {tuple(buffer.shape)} to {tuple(value.shape)}"
+        raise EnsembleKDError("encoder", "buffers that keep their shape", got, fix)
+    buffer.data.copy_(value.detach())
+
+
+@contextmanager
+def _no_batched_state(template: nn.Module) -> Iterator[None]:
+    """Take back the tensors of vmap that forward stored in attributes (caches, attention weights): they die with it."""
+    before = [(space, dict(space)) for child in template.modules() for space in (vars(child), child._buffers)]
+    try:
+        yield
+    finally:
+        for space, old in before:
+            for name in [k for k, v in space.items() if isinstance(v, Tensor) and is_functorch_wrapped_tensor(v)]:
+                if name in old:
+                    space[name] = old[name]
+                else:
+                    del space[name]
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Switch off the nested-tensor fast path of nn.TransformerEncoder in eval mode: it has no batching rule."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

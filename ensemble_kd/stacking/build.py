@@ -1,0 +1,114 @@
+"""Members from a factory, the check that they can be stacked, and templates without weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd.arguments import is_whole
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.seeding import member_seed, seeded
+
+
+def build_members(
+    encoder_fn: Callable[[], nn.Module], n: int, *, seed: int, own: Callable[[int], Iterable[int]] = range
+) -> list[nn.Module]:
+    """Call the factory once per member, each under its own seed; ``own`` chooses some of n members.
+
+    Raises:
+        EnsembleKDError: n is not a positive number, the factory is not callable, or returns no module or one twice.
+    """
+    where = "EnsembleKD"
+    if not is_whole(n) or n < 1:
+        raise EnsembleKDError(where, "n >= 1 members", repr(n), "Pass a whole number, such as n=3.")
+    given: object = encoder_fn
+    if isinstance(given, nn.Module) or not callable(given):
+        fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
+        raise EnsembleKDError(where, "a factory () -> nn.Module", type(given).__name__, fix)
+    members: list[nn.Module] = []
+    for i in own(n):
+        with seeded(member_seed(seed, i)):
+            members.append(encoder_fn())
+    check_members(members)
+    return members
+
+
+def check_members(members: Sequence[nn.Module], *, where: str = "encoder_fn") -> None:
+    """Refuse what cannot be stacked.
+
+    Raises:
+        EnsembleKDError: no members, something else than modules, the same module or parameter twice, lazy parameters,
+            or members that differ in the names, shapes, types, devices, ties or freezing of their tensors.
+    """
+    if not members:
+        raise EnsembleKDError(where, "at least one member", "none", "Pass one module or more.")
+    owners: dict[int, int] = {}
+    for i, member in enumerate(members):
+        given: object = member  # whatever the user's factory returned
+        if not isinstance(given, nn.Module):
+            fix = "Return the module that maps item_ids (b, l) to hidden states (b, l, d)."
+            raise EnsembleKDError(where, "an nn.Module", type(given).__name__, fix)
+        if any(member is other for other in members[:i]):
+            fix = "Build a new module for each member, or they would share their weights."
+            raise EnsembleKDError(where, "a new module for each member", "the same module twice", fix)
+        for name, tensor in (*member.named_parameters(), *member.named_buffers()):
+            if nn.parameter.is_lazy(tensor):
+                fix = "Run it once on a batch inside the factory, so that its lazy layers take their shapes."
+                raise EnsembleKDError(where, "initialised parameters", f"an uninitialised {name!r}", fix)
+            if isinstance(tensor, nn.Parameter) and owners.setdefault(id(tensor), i) != i:
+                got = f"{name!r} in members {owners[id(tensor)]} and {i}"
+                fix = "Create the parameters inside the factory."
+                raise EnsembleKDError(where, "members with parameters of their own", got, fix)
+    first = layout(members[0])
+    for i, member in enumerate(members[1:], start=1):
+        own = layout(member)
+        if own != first:
+            name = next(name for name in {**first, **own} if first.get(name) != own.get(name))
+            got = f"{name!r}: {first.get(name, 'none')} in member 0, {own.get(name, 'none')} in member {i}"
+            fix = "All members must have the same architecture; only their seeds differ."
+            raise EnsembleKDError(where, "members of equal shapes", got, fix)
+
+
+def layout(module: nn.Module) -> dict[str, str]:
+    """Return shape, type, device, freezing and ties of each parameter and buffer, in words."""
+    described: dict[str, str] = {}
+    tied: dict[int, str] = {}
+    for name, t in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+        same = tied.setdefault(id(t), name)
+        frozen = " frozen" if isinstance(t, nn.Parameter) and not t.requires_grad else ""
+        described[name] = (
+            f"{tuple(t.shape)} {t.dtype} on {t.device}{frozen}{'' if same == name else f' tied to {same!r}'}"
+        )
+    return described
+
+
+def leave_weightless(module: nn.Module) -> None:
+    """Move a template's parameters and buffers to the meta device; tied ones stay tied, plain tensors stay real."""
+    moved: dict[int, Tensor] = {}
+    kept: list[Tensor] = []  # the id of a freed tensor may be given out again, so all live until the walk is over
+    for child in module.modules():
+        for registry in (child._parameters, child._buffers):
+            for name, tensor in registry.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in moved:
+                    empty = torch.empty_like(tensor, device="meta")
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    moved[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                    kept.append(tensor)
+                registry[name] = moved[id(tensor)]  # type: ignore[assignment]
+    for child in module.modules():
+        # Parameters that stand in a plain list too, as nn.GRU's do, would stay there with the weights of the start.
+        for value in vars(child).values():
+            if isinstance(value, list):
+                value[:] = [moved.get(id(entry), entry) for entry in value]
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module whose forward has left results with a gradient in its attributes."""
+    kept = (value for child in module.modules() for value in vars(child).values())
+    results = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and value.grad_fn is not None}
+    return copy.deepcopy(module, results)
