@@ -309,7 +309,7 @@ def test_what_is_asked_depends_on_the_encoder() -> None:
         "mask token", "not applicable", "id 21 is refused, so masked views are out; NextItem() needs none."
     )
     assert report["causality"].verdict == "not applicable"
-    assert report["ties"] == Check("ties", "ok", "mix.weight = back.weight stay one when trained.")
+    assert report["ties"] == Check("ties", "ok", "mix.weight = back.weight stay equal when trained.")
 
 
 def test_vmap_need_not_serve() -> None:
@@ -335,7 +335,7 @@ def test_hints_without_a_fault() -> None:
 
     report = check_encoder(Quiet)
     assert report.ok, str(report)
-    assert "It is causal, as it happens" in report["causality"].seen
+    assert "Its outputs are causal, though" in report["causality"].seen
     assert report["dropout"].seen.startswith("Nothing is random in training")
     assert report["training"].seen.endswith("Without gradient: 'unused.weight', 'unused.bias'.")
 
@@ -374,11 +374,11 @@ def test_nothing_outside_is_touched() -> None:
 
 
 def test_arguments_that_cannot_be_used_are_refused() -> None:
-    with pytest.raises(EnsembleKDError, match="num_items >= 1, got 0"):
+    with pytest.raises(EnsembleKDError, match="num_items, a whole number >= 1, got 0"):
         check_encoder(Right, num_items=0)
-    with pytest.raises(EnsembleKDError, match="max_len >= 1, got -1"):
+    with pytest.raises(EnsembleKDError, match="max_len, a whole number >= 1, got -1"):
         check_encoder(Right, max_len=-1)
-    with pytest.raises(EnsembleKDError, match="seed as a whole number"):
+    with pytest.raises(EnsembleKDError, match="seed, a whole number >= 0, got -1"):
         check_encoder(Right, seed=-1)
 
 
