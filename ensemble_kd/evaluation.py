@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ensemble_kd.arguments import choice, whole
-from ensemble_kd.data import SequenceData, Split
-from ensemble_kd.data.mapped import AnySequences
-from ensemble_kd.data.ragged import left_padded
+from ensemble_kd.data import AnySequences, SequenceData, Split, left_padded
 from ensemble_kd.distributed.shards import gathered
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError

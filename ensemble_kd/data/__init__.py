@@ -3,7 +3,8 @@
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
-from ensemble_kd.data.mapped import MappedSequences, write_sequences
+from ensemble_kd.data.mapped import AnySequences, MappedSequences, write_sequences
+from ensemble_kd.data.ragged import left_padded
 from ensemble_kd.data.readers.amazon import read_amazon
 from ensemble_kd.data.readers.movielens import read_movielens
 from ensemble_kd.data.readers.recbole import read_recbole
@@ -12,12 +13,14 @@ from ensemble_kd.data.sequences import SequenceData, Split
 from ensemble_kd.data.synthetic import synthetic
 
 __all__ = [
+    "AnySequences",
     "BatchPlan",
     "BlockPlan",
     "ItemAttributes",
     "MappedSequences",
     "SequenceData",
     "Split",
+    "left_padded",
     "read_amazon",
     "read_movielens",
     "read_recbole",

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import is_whole, shown, whole
 from ensemble_kd.errors import EnsembleKDError
 
 _WIDE_ENTRIES = 50_000_000
 _WIDE_RATIO = 8
+GAP_RATIO, GAP_FREE = 10, 1000  # the largest id may be this many times the number of distinct ids, and this many more
+
+
+def far_ahead(largest: int, distinct: int) -> bool:
+    """Return True if ids skip so far ahead that a model with a row for every id would mostly hold unused rows.
+
+    Examples:
+        >>> far_ahead(1030, distinct=3), far_ahead(1031, distinct=3)
+        (False, True)
+    """
+    return largest > GAP_RATIO * distinct + GAP_FREE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,9 +54,11 @@ class ItemAttributes:
 
     def __post_init__(self) -> None:
         where, table = "ItemAttributes", self.table
-        if table.ndim != 2 or table.dtype != torch.int64 or table.shape[0] < 3 or table.shape[1] < 1:
-            got = f"{tuple(table.shape)} {table.dtype}"
-            raise EnsembleKDError(where, "a table (num_items + 2, k) int64", got, "Build it with from_dict.")
+        flat = isinstance(table, Tensor) and table.ndim == 2 and table.dtype == torch.int64
+        if not flat or table.shape[0] < 3 or table.shape[1] < 1:
+            expected = "a table (num_items + 2, k) int64 as a tensor"
+            raise EnsembleKDError(where, expected, shown(table), "Build it with from_dict.")
+        object.__setattr__(self, "num_attributes", whole(where, "num_attributes", self.num_attributes, least=1))
         low, high = torch.stack(table.aminmax()).tolist()
         if low < -1 or high >= self.num_attributes:
             expected = f"classes -1..{self.num_attributes - 1}"
@@ -64,27 +79,31 @@ class ItemAttributes:
             A table on the CPU; ``num_attributes`` is the largest attribute id.
 
         Raises:
-            EnsembleKDError: for ids out of range, no attribute at all, or a few items with so many attributes that the
-                table would waste more than 50 million entries.
+            EnsembleKDError: for ids that are no whole numbers, out of range or far apart, no attribute at all, or a few
+                items with so many attributes that the table would waste more than 50 million entries.
 
         Examples:
             >>> ItemAttributes.from_dict({1: [1, 1, 4]}, num_items=2)
             ItemAttributes(num_items=2, num_attributes=4, pairs=2)
         """
         where = "ItemAttributes.from_dict"
-        rows = {item: sorted(set(ids)) for item, ids in attributes.items()}
-        unknown = next((item for item in rows if not 1 <= item <= num_items), None)
-        if unknown is not None:
-            fix = "Leave out items that are not in the catalogue."
-            raise EnsembleKDError(where, f"item ids in 1..{num_items}", unknown, fix)
+        num_items = whole(where, "num_items", num_items, least=1)
+        rows = {}
+        for item, ids in attributes.items():
+            if not (is_whole(item) and 1 <= item <= num_items):
+                fix = "Leave out items that are not in the catalogue."
+                raise EnsembleKDError(where, f"item ids in 1..{num_items}", shown(item), fix)
+            rows[int(item)] = _distinct(where, item, ids)
         counts = np.array([len(ids) for ids in rows.values()], dtype=np.int64)
         pairs = int(counts.sum())
         if pairs == 0:
             raise EnsembleKDError(where, "at least one attribute", "none", "Leave the attributes out instead.")
         owners = np.repeat(np.fromiter(rows, dtype=np.int64, count=len(rows)), counts)
-        flat = np.array([a for ids in rows.values() for a in ids], dtype=np.int64)
-        if flat.min() < 1:
-            raise EnsembleKDError(where, "attribute ids from 1", int(flat.min()), "Count attributes from 1.")
+        flat = np.concatenate(list(rows.values()), dtype=np.int64)
+        if far_ahead(int(flat.max()), distinct := len(np.unique(flat))):
+            got = f"id {int(flat.max())} among {distinct} distinct ones"
+            fix = "Renumber the attributes from 1 without gaps."
+            raise EnsembleKDError(where, "attribute ids without large gaps", got, fix)
         width = int(counts.max())
         entries = width * (num_items + 2)
         if entries > _WIDE_ENTRIES and entries > _WIDE_RATIO * pairs:
@@ -116,3 +135,16 @@ class ItemAttributes:
     def __repr__(self) -> str:
         pairs = int((self.table >= 0).sum())
         return f"ItemAttributes(num_items={self.num_items}, num_attributes={self.num_attributes}, pairs={pairs})"
+
+
+def _distinct(where: str, item: int, ids: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """An item's attribute ids, sorted, each once."""
+    listed = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes) else None
+    if listed is None or not all(map(is_whole, listed)):
+        fix = "Pass whole numbers from 1, as many as the item has."
+        raise EnsembleKDError(where, "a list of attribute ids per item", f"{shown(ids)} of item {item}", fix)
+    found = sorted({int(one) for one in listed})
+    if found and not 1 <= found[0] <= found[-1] < 2**63:
+        got = found[0] if found[0] < 1 else found[-1]
+        raise EnsembleKDError(where, "attribute ids from 1", got, "Count attributes from 1, without gaps.")
+    return np.array(found, dtype=np.int64)

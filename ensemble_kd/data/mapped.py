@@ -18,7 +18,8 @@ from torch import Tensor
 from ensemble_kd.arguments import whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.ragged import window_spans
-from ensemble_kd.data.sequences import MIN_ITEMS, MOST_ITEMS, SequenceData
+from ensemble_kd.data.rows import MOST_ITEMS, as_row
+from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.files import replacing
 
@@ -54,13 +55,7 @@ def write_sequences(folder: str | PathLike[str], sequences: Iterable[Iterable[in
     with replacing(path / _ITEMS) as items, replacing(path / _OFFSETS) as offsets:
         offsets.write(np.int64(0).tobytes())
         for sequence in sequences:
-            ids = np.asarray(sequence if isinstance(sequence, np.ndarray) else list(sequence))
-            if ids.ndim != 1 or len(ids) < MIN_ITEMS or ids.dtype.kind not in "iu":
-                got = f"{ids.dtype} {ids.shape} of user {users}"
-                raise EnsembleKDError(where, f"at least {MIN_ITEMS} whole numbers a user", got, "Leave such users out.")
-            if not (int(ids.min()) >= 1 and int(ids.max()) <= num_items):
-                got = f"{ids.min()}..{ids.max()} of user {users}"
-                raise EnsembleKDError(where, f"item ids in 1..{num_items}", got, "Item ids start at 1; 0 is padding.")
+            ids = as_row(where, sequence, users, most=num_items)
             users, total = users + 1, total + len(ids)
             written = ids.astype("<i4").tobytes()
             items.write(written)

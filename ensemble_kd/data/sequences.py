@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ensemble_kd.arguments import choice, shown, whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.ragged import keep_all_but, left_padded, sliding_windows
+from ensemble_kd.data.rows import MIN_ITEMS, MOST_ITEMS, as_row
 from ensemble_kd.errors import EnsembleKDError
 
 Split: TypeAlias = Literal["train", "valid", "test"]
-MIN_ITEMS = 3  # one to train on, one to validate, one to test
-MOST_ITEMS = 2**31 - 2  # V + 1 still fits into 32 bits
 # How many of a user's newest items are still unknown when the target of a split is to be predicted.
 _UNKNOWN: dict[str, int] = {"train": 2, "valid": 2, "test": 1}
 
@@ -92,10 +92,10 @@ class SequenceData:
         num_items: int | None = None,
         item_attributes: ItemAttributes | None = None,
     ) -> SequenceData:
-        """From one iterable of item ids a user, oldest first.
+        """Build the data from one sequence of item ids per user, oldest first.
 
         Args:
-            sequences: at least 3 ids each, from 1.
+            sequences: at least 3 ids each, from 1: lists, arrays or tensors.
             num_items: the largest id where left out.
             item_attributes: which attributes each item has.
 
@@ -109,14 +109,14 @@ class SequenceData:
             >>> SequenceData.from_sequences([[1, 2, 3]], num_items=9).num_items
             9
         """
-        rows = [torch.tensor(list(sequence), dtype=torch.int64) for sequence in sequences]
+        where = "SequenceData.from_sequences"
+        most = MOST_ITEMS if num_items is None else whole(where, "num_items", num_items, least=1, most=MOST_ITEMS)
+        rows = [as_row(where, sequence, user, most=most) for user, sequence in enumerate(sequences)]
         if not rows:
-            fix = "Pass one sequence for each user."
-            raise EnsembleKDError("SequenceData.from_sequences", "at least one sequence", "none", fix)
-        items = torch.cat(rows)
-        offsets = torch.tensor([0] + [row.numel() for row in rows]).cumsum(0)
-        largest = int(items.max()) if items.numel() else 0
-        return cls(items, offsets, largest if num_items is None else num_items, item_attributes)
+            raise EnsembleKDError(where, "at least one sequence", "none", "Pass one sequence for each user.")
+        items = torch.from_numpy(np.concatenate(rows, dtype=np.int64))
+        offsets = torch.tensor([0] + [len(row) for row in rows]).cumsum(0)
+        return cls(items, offsets, int(items.max()) if num_items is None else num_items, item_attributes)
 
     @property
     def num_users(self) -> int:

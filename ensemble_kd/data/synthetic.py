@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ensemble_kd.arguments import whole
 from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
+from ensemble_kd.data.rows import MIN_ITEMS
+from ensemble_kd.data.sequences import SequenceData
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemble_kd.data import BatchPlan, BlockPlan
-from ensemble_kd.data.mapped import AnySequences
+from ensemble_kd.data import AnySequences, BatchPlan, BlockPlan
 from ensemble_kd.distributed import Ranks
 from ensemble_kd.distributed.data_parallel import SpreadLoss
 from ensemble_kd.distributed.place import whole

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ensemble_kd.data.mapped import AnySequences
+from ensemble_kd.data import AnySequences
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision

@@ -139,8 +139,8 @@ def test_evaluation_is_that_of_data_in_memory(folder: Path, exclude: Any) -> Non
     ("sequences", "text"),
     [
         ([], "at least one sequence, got none"),
-        ([[1, 2, 3], [1, 2]], "at least 3 whole numbers a user, got int64 .2,. of user 1"),
-        ([[1.0, 2.0, 3.0]], "at least 3 whole numbers a user, got float64"),
+        ([[1, 2, 3], [1, 2]], "at least 3 whole numbers per user, got int64 .2,. of user 1"),
+        ([[1.0, 2.0, 3.0]], "at least 3 whole numbers per user, got float64"),
         ([[1, 2, 9]], "item ids in 1..5, got 1..9 of user 0"),
         ([[0, 1, 2]], "item ids in 1..5, got 0..2 of user 0"),
     ],
