@@ -217,7 +217,11 @@ def test_sequence_data_refuses() -> None:
     for arguments, words in cases:
         with pytest.raises(EnsembleKDError, match=words):
             SequenceData(*arguments)
-    data = SequenceData(items, offsets, 3)
+    for made in ((items.numpy(), offsets, 3), (items, [0, 3], 3)):
+        with pytest.raises(EnsembleKDError, match=r"as a tensor, got .*Use SequenceData\.from_sequences"):
+            SequenceData(*made)
+    data = SequenceData(items, offsets, np.int64(3))
+    assert type(data.num_items) is int
     with pytest.raises(EnsembleKDError, match="split 'valid' or 'test', got 'train'"):
         data.target("train")
     with pytest.raises(EnsembleKDError, match="split 'train', 'valid' or 'test', got 'dev'"):
@@ -227,6 +231,34 @@ def test_sequence_data_refuses() -> None:
             call()
     with pytest.raises(EnsembleKDError, match="at least one sequence"):
         SequenceData.from_sequences([])
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        ([[1, 1.5, 2]], r"at least 3 whole numbers per user, got float64 \(3,\) of user 0"),
+        ([[1, 2, 3], [1, True, 2]], "at least 3 whole numbers per user, got object .* of user 1"),
+        ([[1, 2, [3]]], "at least 3 whole numbers per user, got object"),
+        ([["1", "2", "3"]], "at least 3 whole numbers per user, got <U1"),
+        ([1, 2, 3], r"at least 3 whole numbers per user, got int64 \(\) of user 0"),
+        ([[1, 2]], r"at least 3 whole numbers per user, got int64 \(2,\) of user 0"),
+        ([[1, 2, 2**62]], r"item ids in 1\.\.2147483646, got 1\.\.4611686018427387904 of user 0"),
+        ([[1, 2, 2**64]], "at least 3 whole numbers per user, got object|item ids in"),
+        ([[1, 2, 0]], r"item ids in .*, got 0\.\.2 of user 0"),
+    ],
+)
+def test_sequences_of_anything_else_are_refused(lists: list[list[int]], words: str) -> None:
+    with pytest.raises(EnsembleKDError, match=words):
+        SequenceData.from_sequences(lists)
+
+
+def test_sequences_may_be_arrays_and_tensors() -> None:
+    rows = [[3, 1, 2], [2, 2, 4, 1]]
+    plain = SequenceData.from_sequences(rows)
+    for kind in (np.array, torch.tensor, tuple, iter, lambda row: np.array(row, dtype=np.uint8)):
+        data = SequenceData.from_sequences([kind(row) for row in rows])
+        assert data.checksum == plain.checksum
+    assert type(SequenceData.from_sequences(rows, num_items=np.int32(4)).num_items) is int
 
 
 @quick
@@ -249,6 +281,13 @@ def test_attributes_refuse() -> None:
         ({0: [1]}, r"item ids in 1\.\.2, got 0"),
         ({1: [0]}, "attribute ids from 1, got 0"),
         ({1: []}, "at least one attribute, got none"),
+        ({"1": [1]}, r"item ids in 1\.\.2, got '1'"),
+        ({True: [1]}, r"item ids in 1\.\.2, got True"),
+        ({1: 5}, "a list of attribute ids per item, got 5 of item 1"),
+        ({1: "12"}, "a list of attribute ids per item, got '12' of item 1"),
+        ({1: [1.5]}, "a list of attribute ids per item"),
+        ({1: [2**62]}, "attribute ids without large gaps, got id 4611686018427387904 among 1"),
+        ({1: [2**64]}, "attribute ids from 1, got 18446744073709551616"),
     ]
     for attributes, words in cases:
         with pytest.raises(EnsembleKDError, match=words):
@@ -278,6 +317,13 @@ def test_text_round_trip(tmp_path: Path) -> None:
     assert data.item_attributes.table.tolist() == [[-1, -1], [0, 1], [-1, -1], [-1, -1], [2, -1], [-1, -1]]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("7 1 2 3\n8 3 2 1\n", encoding="utf-8-sig")
+    (tmp_path / "a.json").write_text('{"1": [1]}', encoding="utf-8-sig")
+    data = read_text(tmp_path / "t.txt", tmp_path / "a.json")
+    assert data.user_names == ("7", "8")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -288,11 +334,20 @@ def test_text_round_trip(tmp_path: Path) -> None:
         ("1 1 2 ٣\n", r"t\.txt:1: expected item ids .* got '٣'"),
         ("1 1 0 3\n", r"t\.txt:1: expected item ids .* got 0"),
         ("1 1 2 3\n\n2 1 2 3\n", r"t\.txt:2: expected a user and items, got an empty line"),
-        ("1 1 2 3\n2 1 2\n", r"t\.txt:2: expected at least 3 items a user, got 2 of user 2"),
-        ("1 1 2 3\n1 1 2 3\n", r"t\.txt:2: expected one line a user, got user 1 of line 1 again"),
+        ("1 1 2 3\n2 1 2\n", r"t\.txt:2: expected at least 3 items per user, got 2 of user 2"),
+        ("1 1 2 3\n1 1 2 3\n", r"t\.txt:2: expected one line per user, got user 1 of line 1 again"),
         ("1 1 2 3\n2 1 1041 2\n", r"t\.txt:2: expected item ids without large gaps, got id 1041 among 4 distinct"),
         (f"1 1 2 {10**30}\n", r"t\.txt:1: expected item ids without large gaps"),
+        (f"1 1 2 {'9' * 5000}\n", r"t\.txt:1: expected item ids without large gaps"),
         ("", r"t\.txt: expected at least one line, got an empty file"),
+        (
+            "1 5\n1 6\n",
+            r"t\.txt:1: expected at least 3 items per user, got 1 of user 1\. Put a user's items",
+        ),
+        ("1::5::3::978\n", r"t\.txt:1: expected a line 'user item_1 item_2 …'.*Read it with read_movielens"),
+        ("user_id:token\titem_id:token\n", r"t\.txt:1: .*Read it with read_recbole"),
+        ('{"reviewerID": "A"}\n', r"t\.txt:1: .*Read it with read_amazon"),
+        ("user,item\n1,2\n", r"t\.txt:1: .*with spaces in place of commas"),
     ],
 )
 def test_text_errors_name_file_and_line(tmp_path: Path, text: str, words: str) -> None:
@@ -316,6 +371,13 @@ def test_the_largest_gap_that_is_read(tmp_path: Path) -> None:
         ('{"1": [true]}', r"expected a list of whole numbers from 1, got \[True\] for item 1"),
         ("[]", "expected a JSON object .* got a list"),
         ("{", "expected a JSON object .* got no JSON"),
+        ("[" * 100_000, "expected a JSON object .* got no JSON"),
+        (
+            '{"1": [4611686018427387904]}',
+            r"a\.json: expected attribute ids without large gaps, got id 46116",
+        ),
+        (f'{{"1": [{2**70}]}}', r"a\.json: expected attribute ids from 1, got"),
+        (f'{{"{"1" * 5000}": [1]}}', r"a\.json: expected attributes of items 1\.\.3, got item 111"),
     ],
 )
 def test_attribute_file_errors(tmp_path: Path, text: str, words: str) -> None:
@@ -449,6 +511,46 @@ def test_amazon(tmp_path: Path, packed: bool) -> None:
     write(reviews, ['{"asin": "x"}'])
     with pytest.raises(EnsembleKDError, match=r"reviews\.json.*:1: expected the key 'reviewerID', got keys asin"):
         read_amazon(reviews)
+
+
+def test_a_gzip_file_that_is_cut_short(tmp_path: Path) -> None:
+    pytest.importorskip("polars")
+    path = tmp_path / "reviews.json.gz"
+    record = json.dumps({"reviewerID": "u", "asin": "i", "unixReviewTime": 1})
+    packed = gzip.compress("\n".join([record] * 1000).encode())
+    for content in (packed[:-9], packed[:60], b"not gzip at all", packed[:30] + b"\xff" * 20 + packed[50:]):
+        path.write_bytes(content)
+        with pytest.raises(EnsembleKDError, match=r"reviews\.json\.gz: expected a whole gzip file, got .*Download it"):
+            read_amazon(path)
+    path = tmp_path / "reviews.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(EnsembleKDError, match=r"reviews\.json:1: expected a JSON object"):
+        read_amazon(path)
+
+
+def test_repeated_items_are_kept_or_dropped(tmp_path: Path) -> None:
+    """Seven plays of three songs: seven with "keep", three with "drop", which is the default."""
+    pytest.importorskip("polars")
+    plays = "xyxzxyz"
+    inter, ratings, reviews = tmp_path / "t.inter", tmp_path / "ratings.dat", tmp_path / "reviews.json"
+    inter.write_text("user_id:token\titem_id:token\n" + "".join(f"u\t{item}\n" for item in plays))
+    ratings.write_text("".join(f"u::{item}::5::{time}\n" for time, item in enumerate(plays)))
+    records = [{"reviewerID": "u", "asin": item, "unixReviewTime": time} for time, item in enumerate(plays)]
+    reviews.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def named(data: SequenceData) -> str:
+        assert data.item_names is not None
+        return "".join(data.item_names[i - 1] for i in data.items)
+
+    for read in (
+        lambda **options: read_recbole(inter, time_field=None, k_core=1, **options),
+        lambda **options: read_movielens(ratings, k_core=1, **options),
+        lambda **options: read_amazon(reviews, k_core=1, **options),
+    ):
+        assert named(read()) == named(read(repeats="drop")) == "xyz"
+        assert named(read(repeats="keep")) == plays
+        with pytest.raises(EnsembleKDError, match="expected repeats 'drop' or 'keep', got 'first'"):
+            read(repeats="first")
 
 
 def test_readers_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

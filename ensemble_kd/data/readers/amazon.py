@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
-from ensemble_kd.data.readers.interactions import require_polars, to_sequences
+from ensemble_kd.data.readers.interactions import Repeats, require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 
@@ -20,6 +21,7 @@ def read_amazon(
     meta_path: str | PathLike[str] | None = None,
     *,
     k_core: int = 5,
+    repeats: Repeats = "drop",
 ) -> SequenceData:
     """Read ``reviews_*.json.gz`` and, for the attributes, ``meta_*.json.gz``; uncompressed files are read as well.
 
@@ -30,13 +32,15 @@ def read_amazon(
         reviews_path: objects with ``reviewerID``, ``asin`` and ``unixReviewTime``.
         meta_path: objects with ``asin`` and, where known, ``categories`` (a list of paths) and ``brand``.
         k_core: fewest interactions of a user and of an item.
+        repeats: a user's later interactions with an item: "drop" leaves them out, as the published data sets do; "keep"
+            has every one of them, as for plays of a song.
 
     Returns:
         The data, with ``item_names`` (asin) and ``user_names``.
 
     Raises:
-        EnsembleKDError: naming file and line, for a line that is no object or lacks a key; where polars is not
-            installed.
+        EnsembleKDError: a line that is no object or lacks a key, with file and line; a compressed file that is cut
+            short; polars is not installed.
 
     Examples:
         >>> read_amazon("reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")  # doctest: +SKIP
@@ -57,7 +61,7 @@ def read_amazon(
             str(_required(record, "asin", f"{meta_path}:{number}")): _attributes(record, f"{meta_path}:{number}")
             for number, record in _records(meta_path)
         }
-    return to_sequences(table, source=str(reviews_path), k_core=k_core, attributes=attributes)
+    return to_sequences(table, source=str(reviews_path), k_core=k_core, repeats=repeats, attributes=attributes)
 
 
 def _records(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -67,17 +71,20 @@ def _records(path: str | PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _parse(line, f"{path}:{number}")
 
     if Path(path).suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-            yield from lines(file)
+        try:
+            with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace") as file:
+                yield from lines(file)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise EnsembleKDError(str(path), "a whole gzip file", str(error), "Download it again.") from error
     else:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             yield from lines(file)
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             record = ast.literal_eval(line.strip())  # literals only: nothing in the file is run
         except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -1,31 +1,29 @@
-"""From a table of raw interactions to sequences: duplicates, k-core, order and numbering (Sec. 4.1.1)."""
+"""From a table of raw interactions to sequences: order, repeats, k-core and numbering (Sec. 4.1.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 
-from ensemble_kd.arguments import whole
+from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.data.rows import MIN_ITEMS
+from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.errors import EnsembleKDError, import_extra
 
 if TYPE_CHECKING:
     from polars import DataFrame
 
+Repeats: TypeAlias = Literal["drop", "keep"]
+
 
 def require_polars(where: str) -> Any:
-    """The polars module, or an error that says how to get it."""
-    try:
-        import polars
-    except ImportError as error:
-        fix = "Run: pip install 'ensemble_kd[data]'"
-        raise EnsembleKDError(where, "polars to read raw files", "no polars", fix) from error
-    return polars
+    """Return the polars module, or raise an error that names the extra to install."""
+    return import_extra("polars", extra="data", where=where)
 
 
 def read_fields(path: str | PathLike[str], separator: str, names: list[str], *, encoding: str, skip: int) -> DataFrame:
@@ -64,19 +62,21 @@ def to_sequences(
     *,
     source: str,
     k_core: int,
+    repeats: Repeats,
     attributes: Mapping[str, Iterable[str]] | None,
 ) -> SequenceData:
-    """Order, deduplicate, filter and number the interactions.
+    """Order, filter and number the interactions.
 
-    Each user's interactions are ordered by time, equal times by their order in the file. Of the same user and item the
-    first is kept. Then users and items with fewer than ``k_core`` interactions go, again and again until none is left
-    to go (users need 3 at least). Users are numbered by first appearance in the file; items, and then attributes, by
-    first appearance in the sequences.
+    Each user's interactions are ordered by time, equal times by their order in the file. With ``repeats="drop"``, only
+    the first interaction of a user with an item stays. Then users and items with fewer than ``k_core`` interactions
+    are removed, again and again until all that are left have as many (users need 3 at least). Users are numbered by
+    first appearance in the file; items, and then attributes, by first appearance in the sequences.
 
     Args:
         table: string columns "user", "item", "time", and "line", in the file's order. An empty time is an error.
         source: the file's name, for error texts.
         k_core: fewest interactions of a user and of an item; 1 keeps all items.
+        repeats: "drop" or "keep" a user's later interactions with an item.
         attributes: names of the attributes of each item; items unknown here are left out.
 
     Returns:
@@ -87,6 +87,7 @@ def to_sequences(
     """
     pl = require_polars(source)
     k_core = whole(source, "k_core", k_core, least=1)
+    choice(source, "repeats", repeats, get_args(Repeats))
     # Whole numbers stay exact; only a file with fractions is read as float64.
     exact = table["time"].cast(pl.Int64, strict=False)
     time = exact if exact.null_count() == 0 else table["time"].cast(pl.Float64, strict=False)
@@ -95,7 +96,9 @@ def to_sequences(
         fix = "Remove the line or correct it."
         raise EnsembleKDError(f"{source}:{bad['line'][0]}", "a timestamp", repr(bad["time"][0]), fix)
     table = table.with_columns(time.alias("time")).with_columns(pl.col("line").min().over("user").alias("rank"))
-    table = table.sort("rank", "time", "line").unique(["user", "item"], keep="first", maintain_order=True)
+    table = table.sort("rank", "time", "line")
+    if repeats == "drop":
+        table = table.unique(["user", "item"], keep="first", maintain_order=True)
     height = -1
     while height != table.height:
         height = table.height

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-from ensemble_kd.data.readers.interactions import read_fields, require_polars, to_sequences
+from ensemble_kd.data.readers.interactions import Repeats, read_fields, require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 
@@ -14,6 +14,7 @@ def read_movielens(
     movies_path: str | PathLike[str] | None = None,
     *,
     k_core: int = 5,
+    repeats: Repeats = "drop",
 ) -> SequenceData:
     """Read ``UserID::MovieID::Rating::Timestamp`` lines, and genres from ``MovieID::Title::Genre|Genre`` lines.
 
@@ -23,12 +24,14 @@ def read_movielens(
         ratings_path: ``ratings.dat``.
         movies_path: ``movies.dat``, for the genres as attributes.
         k_core: fewest interactions of a user and of an item; 1 keeps every movie that has a rating.
+        repeats: a user's later interactions with an item: "drop" leaves them out, as the published data sets do; "keep"
+            has every one of them, as for plays of a song.
 
     Returns:
         The data, with ``item_names`` and ``user_names``.
 
     Raises:
-        EnsembleKDError: naming file and line, for a line of another layout; where polars is not installed.
+        EnsembleKDError: a line of another layout, with file and line; polars is not installed.
 
     Examples:
         >>> read_movielens("ml-1m/ratings.dat", "ml-1m/movies.dat")  # doctest: +SKIP
@@ -37,7 +40,9 @@ def read_movielens(
     require_polars("read_movielens")
     table = read_fields(ratings_path, "::", ["user", "item", "rating", "time"], encoding="latin-1", skip=0)
     genres = None if movies_path is None else _read_genres(movies_path)
-    return to_sequences(table.drop("rating"), source=str(ratings_path), k_core=k_core, attributes=genres)
+    return to_sequences(
+        table.drop("rating"), source=str(ratings_path), k_core=k_core, repeats=repeats, attributes=genres
+    )
 
 
 def _read_genres(path: str | PathLike[str]) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from ensemble_kd.data.readers.interactions import read_fields, require_polars, to_sequences
+from ensemble_kd.data.readers.interactions import Repeats, read_fields, require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 
@@ -19,6 +19,7 @@ def read_recbole(
     *,
     attribute_field: str | None = None,
     k_core: int = 5,
+    repeats: Repeats = "drop",
     user_field: str = "user_id",
     item_field: str = "item_id",
     time_field: str | None = "timestamp",
@@ -31,6 +32,8 @@ def read_recbole(
         attribute_field: the field of the ``.item`` file whose words are the attributes; needed with ``item_path``. A
             ``token_seq`` is split at spaces, a ``token`` is one attribute.
         k_core: fewest interactions of a user and of an item (Sec. 4.1.1).
+        repeats: a user's later interactions with an item: "drop" leaves them out, as the published data sets do; "keep"
+            has every one of them, as for plays of a song.
         user_field: name of the user's field.
         item_field: name of the item's field, in both files.
         time_field: name of the time's field; None takes the file's order.
@@ -39,8 +42,8 @@ def read_recbole(
         The data, with ``item_names`` and ``user_names``.
 
     Raises:
-        EnsembleKDError: naming file and line, for a field that is missing or a line that does not fit the header; where
-            polars is not installed.
+        EnsembleKDError: a field that is missing or a line that does not fit the header, with file and line; polars is
+            not installed.
 
     Examples:
         >>> read_recbole("ml-1m.inter", "ml-1m.item", attribute_field="genre")  # doctest: +SKIP
@@ -65,7 +68,7 @@ def read_recbole(
         several = types[attribute_field].endswith("_seq")
         pairs = zip(about[item_field].to_list(), about[attribute_field].to_list(), strict=True)
         attributes = {item: words.split() if several else [words] if words else [] for item, words in pairs}
-    return to_sequences(table, source=str(inter_path), k_core=k_core, attributes=attributes)
+    return to_sequences(table, source=str(inter_path), k_core=k_core, repeats=repeats, attributes=attributes)
 
 
 def _read_atomic(path: str | PathLike[str]) -> tuple[DataFrame, dict[str, str]]:

@@ -9,9 +9,19 @@ from typing import Any
 
 import torch
 
-from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.sequences import MIN_ITEMS, SequenceData
+from ensemble_kd.arguments import shown
+from ensemble_kd.data.attributes import ItemAttributes, far_ahead
+from ensemble_kd.data.rows import MIN_ITEMS
+from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
+
+MOST_DIGITS = 18  # of a number that fits into 64 bits
+OTHER_LAYOUTS = {  # what a line of another layout holds -> the way out
+    "::": "Read it with read_movielens.",
+    ":token": "Read it with read_recbole.",
+    "{": "Read it with read_amazon.",
+    ",": "Write one line per user, with spaces in place of commas.",
+}
 
 
 def read_text(path: str | PathLike[str], attributes_path: str | PathLike[str] | None = None) -> SequenceData:
@@ -44,13 +54,13 @@ def read_text(path: str | PathLike[str], attributes_path: str | PathLike[str] | 
     offsets = [0]
     users: dict[str, int] = {}
     largest, largest_line = 0, 0
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:  # a byte-order mark is no part of a name
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
             user, ids = _split(line, where)
             if user in users:
                 got = f"user {user} of line {users[user]} again"
-                raise EnsembleKDError(where, "one line a user", got, "Join the user's lines.")
+                raise EnsembleKDError(where, "one line per user", got, "Join the user's lines.")
             users[user] = number
             flat += ids
             offsets.append(len(flat))
@@ -59,8 +69,7 @@ def read_text(path: str | PathLike[str], attributes_path: str | PathLike[str] | 
                 largest, largest_line = top, number
     if not users:
         raise EnsembleKDError(str(path), "at least one line", "an empty file", "Check the path.")
-    distinct = len(set(flat))
-    if largest > 10 * distinct + 1000:
+    if far_ahead(largest, distinct := len(set(flat))):
         got = f"id {largest} among {distinct} distinct items"
         fix = "Renumber the items 1..V: the model has a row for every id up to the largest."
         raise EnsembleKDError(f"{path}:{largest_line}", "item ids without large gaps", got, fix)
@@ -74,16 +83,30 @@ def _split(line: str, where: str) -> tuple[str, list[int]]:
         raise EnsembleKDError(where, "a user and items", "an empty line", "Remove the line.")
     user, *words = tokens
     if len(words) < MIN_ITEMS:
-        fix = "Leave-one-out needs one to train on, one to validate and one to test: leave the user out."
-        raise EnsembleKDError(where, f"at least {MIN_ITEMS} items a user", f"{len(words)} of user {user}", fix)
+        raise _too_short(line, user, len(words), where)
     # One join and one check for the whole line: per-token checks would cost a second on a million actions.
     if not ("".join(words).isascii() and "".join(words).isdigit()):
         bad = next(word for word in words if not (word.isascii() and word.isdigit()))
         raise EnsembleKDError(where, "item ids that are whole numbers from 1", repr(bad), "Renumber the items 1..V.")
+    if len(longest := max(words, key=len)) > MOST_DIGITS:
+        raise EnsembleKDError(where, "item ids without large gaps", shown(longest), "Renumber the items 1..V.")
     ids = [int(word) for word in words]
     if min(ids) < 1:
         raise EnsembleKDError(where, "item ids that are whole numbers from 1", 0, "0 is padding: count items from 1.")
     return user, ids
+
+
+def _too_short(line: str, user: str, count: int, where: str) -> EnsembleKDError:
+    """The error of a line of fewer than 3 items: another layout, or a user to leave out."""
+    layout = "a line 'user item_1 item_2 …', separated by spaces"
+    for sign, fix in OTHER_LAYOUTS.items():
+        if sign in line:
+            return EnsembleKDError(where, layout, shown(line.strip()), fix)
+    if count == 1:
+        fix = "Put a user's items on one line (read_recbole reads an interaction per line). Leave shorter users out."
+        return EnsembleKDError(where, f"at least {MIN_ITEMS} items per user", f"1 of user {user}", fix)
+    fix = "Leave-one-out needs one to train on, one to validate and one to test: leave the user out."
+    return EnsembleKDError(where, f"at least {MIN_ITEMS} items per user", f"{count} of user {user}", fix)
 
 
 def _read_attributes(path: str | PathLike[str], num_items: int) -> ItemAttributes:
@@ -91,7 +114,7 @@ def _read_attributes(path: str | PathLike[str], num_items: int) -> ItemAttribute
     layout = 'a JSON object {"item id": [attribute ids, from 1]}'
     try:
         content: Any = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnsembleKDError(where, layout, f"no JSON ({error})", "Check the file.") from error
     if not isinstance(content, dict):
         raise EnsembleKDError(where, layout, f"a {type(content).__name__}", "Check the file.")
@@ -100,11 +123,14 @@ def _read_attributes(path: str | PathLike[str], num_items: int) -> ItemAttribute
         if not (key.isascii() and key.isdigit()):
             raise EnsembleKDError(where, "item ids as keys", repr(key), "Use the ids of the sequences.")
         if not isinstance(ids, list) or not all(type(a) is int and a >= 1 for a in ids):
-            raise EnsembleKDError(where, "a list of whole numbers from 1", f"{ids!r:.60} for item {key}", "Correct it.")
-        item = int(key)
-        if item > num_items:
+            got = f"{shown(ids)} for item {key}"
+            raise EnsembleKDError(where, "a list of whole numbers from 1", got, "Correct it.")
+        if len(key) > MOST_DIGITS or int(key) > num_items:
             fix = "Sequences and attributes are of different versions of the dataset."
-            raise EnsembleKDError(where, f"attributes of items 1..{num_items}", f"item {item}", fix)
-        if item:
-            attributes[item] = ids
-    return ItemAttributes.from_dict(attributes, num_items)
+            raise EnsembleKDError(where, f"attributes of items 1..{num_items}", f"item {key:.40}", fix)
+        if int(key):
+            attributes[int(key)] = ids
+    try:
+        return ItemAttributes.from_dict(attributes, num_items)
+    except EnsembleKDError as error:
+        raise EnsembleKDError(where, error.expected, error.got, error.fix) from error
