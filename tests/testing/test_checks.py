@@ -125,7 +125,7 @@ class Divides(Right):
         return super().forward(item_ids) / (item_ids.shape[1] - 1)
 
 
-@fault("contract", "RuntimeError: too long, for l = 9. Pass max_len where it reads fewer columns.")
+@fault("contract", "RuntimeError: too long, for l = 9. Pass max_len if it reads fewer columns.")
 class TooLong(Right):
     def forward(self, item_ids: Tensor) -> Tensor:
         if item_ids.shape[1] > 5:
@@ -179,7 +179,7 @@ class PositionsFromTheLeft(Right):
         return super().forward(item_ids) + self.places[: item_ids.shape[1]]
 
 
-@fault("rows", "Is an axis taken for another one (batch_first=True)?")
+@fault("rows", "Are two axes confused (batch_first=True)?")
 class SequenceFirst(Right):
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class SeedsBody(Right):
         self.mix = nn.Linear(D, D)
 
 
-@fault("seeds", "Equal seeds give other 'mix.bias'. Draw from torch's global generator")
+@fault("seeds", "Equal seeds give different 'mix.bias'. Draw from torch's global generator")
 class DrawsElsewhere(Right):
     entropy = np.random.default_rng(0)  # goes on from one construction to the next
 
