@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call
 
 from ensemble_kd.errors import EnsembleKDError, first_line
+from ensemble_kd.torch_private import is_transformed, own_buffers, without_fast_path
 
 if TYPE_CHECKING:
     from ensemble_kd.stacking.stack import StackedModule
@@ -47,7 +47,7 @@ def call_all(
         return output, {name: values[name] for name, b in buffers.items() if values[name] is not b}
 
     in_dims = (0, 0) + (None,) * len(args)
-    with _no_fast_path(), _no_batched_state(template):
+    with without_fast_path(), _no_batched_state(template):
         run = torch.vmap(one, in_dims=in_dims, randomness="different")
         output, replaced = run(parameters, stacked, *args)
     for name, value in replaced.items():
@@ -122,24 +122,13 @@ def _overwrite(name: str, buffer: Tensor, value: Tensor) -> None:
 @contextmanager
 def _no_batched_state(template: nn.Module) -> Iterator[None]:
     """Take back the tensors of vmap that forward stored in attributes (caches, attention weights): they die with it."""
-    before = [(space, dict(space)) for child in template.modules() for space in (vars(child), child._buffers)]
+    before = [(space, dict(space)) for child in template.modules() for space in (vars(child), own_buffers(child))]
     try:
         yield
     finally:
         for space, old in before:
-            for name in [k for k, v in space.items() if isinstance(v, Tensor) and is_functorch_wrapped_tensor(v)]:
+            for name in [k for k, v in space.items() if isinstance(v, Tensor) and is_transformed(v)]:
                 if name in old:
                     space[name] = old[name]
                 else:
                     del space[name]
-
-
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """Switch off the nested-tensor fast path of nn.TransformerEncoder in eval mode: it has no batching rule."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ensemble_kd.arguments import is_whole
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.torch_private import own_buffers, own_parameters
 
 
 def build_members(
@@ -90,7 +91,7 @@ def leave_weightless(module: nn.Module) -> None:
     moved: dict[int, Tensor] = {}
     kept: list[Tensor] = []  # the id of a freed tensor may be given out again, so all live until the walk is over
     for child in module.modules():
-        for registry in (child._parameters, child._buffers):
+        for registry in (own_parameters(child), own_buffers(child)):
             for name, tensor in registry.items():
                 if tensor is None:
                     continue

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_batchedtensor
 
 from ensemble_kd.stacking.stack import StackedModule
+from ensemble_kd.torch_private import is_vmap_slice
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -155,6 +155,6 @@ def sparse_lookups(
 
 
 def _look_up(module: nn.Embedding, table: Tensor, member: int, ids: Tensor) -> Tensor:
-    if is_batchedtensor(module.weight):  # vmap's slice of the table
+    if is_vmap_slice(module.weight):  # vmap's slice of the table
         return _Take.apply(module.weight, None, ids, module.padding_idx)  # type: ignore[no-any-return, no-untyped-call]
     return _Take.apply(table, member, ids, module.padding_idx)  # type: ignore[no-any-return, no-untyped-call]

@@ -18,6 +18,7 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import seeded
 from ensemble_kd.stacking.backends import Backend, call_all, call_one, decide, vmap_obstacle
 from ensemble_kd.stacking.build import check_members, duplicate, leave_weightless
+from ensemble_kd.torch_private import is_batch_norm, own_buffers, own_children, own_parameters, unsaved_buffers
 
 
 class StackedModule(nn.Module):
@@ -64,24 +65,24 @@ class StackedModule(nn.Module):
             node = at[path] = nodes.setdefault(id(module), nn.Module())
             if path:
                 parent, _, leaf = path.rpartition(".")
-                at[parent]._modules[leaf] = node
+                own_children(at[parent])[leaf] = node
             if known:
                 continue
-            for name, parameter in module._parameters.items():
+            for name, parameter in own_parameters(module).items():
                 if parameter is None:
                     continue
                 if id(parameter) not in stacked:  # tied parameters are stacked once and registered under every name
                     values = torch.stack([m[prefix + name].detach() for m in lookup])
                     stacked[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-                node._parameters[name] = stacked[id(parameter)]  # type: ignore[assignment]
-            for name, buffer in module._buffers.items():
+                own_parameters(node)[name] = stacked[id(parameter)]  # type: ignore[assignment]
+            for name, buffer in own_buffers(module).items():
                 if buffer is None:
                     continue
                 if id(buffer) not in stacked:
                     stacked[id(buffer)] = torch.stack([m[prefix + name].detach() for m in buffers])
-                node._buffers[name] = stacked[id(buffer)]
-                if name in module._non_persistent_buffers_set:
-                    node._non_persistent_buffers_set.add(name)
+                own_buffers(node)[name] = stacked[id(buffer)]
+                if name in unsaved_buffers(module):
+                    unsaved_buffers(node).add(name)
 
     def stacked_parameter(self, name: str) -> Tensor | None:
         """The stacked parameter (n, \\*shape) of a dotted name of the encoder's, None where there is none."""
@@ -90,9 +91,28 @@ class StackedModule(nn.Module):
     @property
     def mixes_rows(self) -> bool:
         """Whether what a member makes of a row depends on the others now: in training, with BatchNorm."""
-        return self.training and any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self._templates[0].modules()
-        )
+        return self.training and any(is_batch_norm(m) for m in self._templates[0].modules())
+
+    def describe(self, first: int = 0) -> dict[str, str]:
+        """Return the numbers and words that each module of each member was built with: a dropout rate is no parameter.
+
+        Args:
+            first: number of the first of these members in the whole ensemble.
+
+        Examples:
+            >>> StackedModule([nn.Linear(2, 3)]).describe()
+            {'member 0': 'Linear(in_features=2, out_features=3)'}
+        """
+        found = {}
+        for i, member in enumerate(self._templates, start=first):
+            for path, module in member.named_modules():
+                plain = ", ".join(
+                    f"{name}={value!r}"
+                    for name, value in sorted(vars(module).items())
+                    if name != "training" and not name.startswith("_") and isinstance(value, bool | int | float | str)
+                )
+                found[f"member {i}{path and '.' + path}"] = f"{type(module).__qualname__}({plain})"
+        return found
 
     def __len__(self) -> int:
         return len(self._templates)
@@ -109,9 +129,9 @@ class StackedModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for template in self._templates:
             for child in template.modules():
-                for name, buffer in child._buffers.items():
+                for name, buffer in own_buffers(child).items():
                     if buffer is not None and not buffer.is_meta:
-                        child._buffers[name] = fn(buffer)
+                        own_buffers(child)[name] = fn(buffer)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,8 +147,8 @@ class StackedModule(nn.Module):
         buffers: dict[str, Tensor] = {}
         for path, node in self.named_modules():
             prefix = f"{path}." if path else ""
-            parameters.update({prefix + name: p for name, p in node._parameters.items() if p is not None})
-            buffers.update({prefix + name: b for name, b in node._buffers.items() if b is not None})
+            parameters.update({prefix + name: p for name, p in own_parameters(node).items() if p is not None})
+            buffers.update({prefix + name: b for name, b in own_buffers(node).items() if b is not None})
         return parameters, buffers
 
     def member(self, i: int) -> nn.Module:
@@ -141,7 +161,7 @@ class StackedModule(nn.Module):
         made: dict[int, Tensor] = {}
         for path, child in module.named_modules():
             prefix = f"{path}." if path else ""
-            for registry in (child._parameters, child._buffers):
+            for registry in (own_parameters(child), own_buffers(child)):
                 for name, tensor in registry.items():
                     if tensor is None or prefix + name not in values:  # a buffer that forward has registered
                         continue
@@ -149,9 +169,9 @@ class StackedModule(nn.Module):
                     if id(source) not in made:
                         own = source.detach()[i].clone()
                         made[id(source)] = (
-                            nn.Parameter(own, source.requires_grad) if registry is child._parameters else own
+                            nn.Parameter(own, source.requires_grad) if registry is own_parameters(child) else own
                         )
-                    registry[name] = made[id(source)]
+                    registry[name] = made[id(source)]  # type: ignore[assignment]
         return module
 
     def forward(self, *args: Tensor) -> Tensor:

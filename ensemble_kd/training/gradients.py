@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.distributed.place import beside, whole
+from ensemble_kd.torch_private import sparse_parts
 
 
 @torch.no_grad()
@@ -32,7 +33,10 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
     if norms.device.type == "cpu" and bool((scale == 1).all()):
         return norms
     for grad in grads:
-        values, factor = (grad._values(), scale[grad._indices()[0]]) if grad.is_sparse else (grad, scale)
+        values, factor = grad, scale
+        if grad.is_sparse:
+            index, values = sparse_parts(grad)
+            factor = scale[index[0]]
         factor = factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
         values.mul_(beside(factor, grad))
     return norms
@@ -48,7 +52,7 @@ def merge_rows(grad: Tensor) -> Tensor:
 
 
 def _merge_in_place(grad: Tensor) -> Tensor:
-    index, values = grad._indices(), grad._values()
+    index, values = sparse_parts(grad)
     keys, order = (index[0] * grad.shape[1] + index[1]).sort(stable=True)
     values = torch.zeros_like(values).index_add_(0, torch.searchsorted(keys, keys), values[order])
     return torch.sparse_coo_tensor(index[:, order], values, grad.shape, check_invariants=False)
@@ -64,6 +68,7 @@ def member_norms(grad: Tensor) -> Tensor:
     if not grad.is_sparse:
         norms = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))) if grad.ndim > 1 else grad.abs()
         return norms.float()
-    values = grad._values().float()
+    index, values = sparse_parts(grad)
+    values = values.float()
     squares = values.square().sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values.square()
-    return torch.zeros(len(grad), device=grad.device).index_add_(0, grad._indices()[0], squares).sqrt()
+    return torch.zeros(len(grad), device=grad.device).index_add_(0, index[0], squares).sqrt()

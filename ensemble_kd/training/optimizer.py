@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensemble_kd.torch_private import sparse_parts
 from ensemble_kd.training.gradients import merge_rows
 
 
@@ -86,7 +87,8 @@ class RowAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros(p.shape[:2], dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         grad = merge_rows(grad)
-        at, g = tuple(grad._indices()), grad._values()
+        index, g = sparse_parts(grad)
+        at = tuple(index)
         if not grad.is_coalesced():  # equal rows are to write the same value
             keys = at[0] * p.shape[1] + at[1]
             g = g[torch.searchsorted(keys, keys)]

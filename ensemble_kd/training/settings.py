@@ -123,7 +123,7 @@ class Settings:
             **({"processes": str(model.ranks)} if model.ranks.size > 1 else {}),
             **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
             **model._told(),
-            **_encoders(model),
+            **model.encoder.describe(first=model.ranks.own_members(len(model)).start),
         }
 
 
@@ -158,20 +158,6 @@ def check_same_run(
             differing = [*differing[:MAX_NAMED], f"and {len(differing) - MAX_NAMED} more"]
         fix = "Resume with the settings of the first call, or choose another output_dir."
         raise EnsembleKDError("resume", "the run that wrote the checkpoint", "; ".join(differing), fix)
-
-
-def _encoders(model: EnsembleKD) -> dict[str, str]:
-    """The numbers and words that each module of each member was built with: a dropout rate is no parameter."""
-    told = {}
-    for i, member in enumerate(model.encoder._templates, start=model.ranks.own_members(len(model)).start):
-        for path, module in member.named_modules():
-            plain = ", ".join(
-                f"{name}={value!r}"
-                for name, value in sorted(vars(module).items())
-                if name != "training" and not name.startswith("_") and isinstance(value, bool | int | float | str)
-            )
-            told[f"member {i}{path and '.' + path}"] = f"{type(module).__qualname__}({plain})"
-    return told
 
 
 def checksum(tensor: Tensor) -> str:
