@@ -3,7 +3,7 @@
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
-from ensemble_kd.data.mapped import AnySequences, MappedSequences, write_sequences
+from ensemble_kd.data.mapped import AnySequences, MappedSequences
 from ensemble_kd.data.ragged import left_padded
 from ensemble_kd.data.readers.amazon import read_amazon
 from ensemble_kd.data.readers.movielens import read_movielens
@@ -11,6 +11,7 @@ from ensemble_kd.data.readers.recbole import read_recbole
 from ensemble_kd.data.readers.text import read_text
 from ensemble_kd.data.sequences import SequenceData, Split
 from ensemble_kd.data.synthetic import synthetic
+from ensemble_kd.data.writing import write_sequences
 
 __all__ = [
     "AnySequences",

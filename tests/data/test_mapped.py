@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from ensemble_kd.data import (
     BlockPlan,
     MappedSequences,
     SequenceData,
+    opening,
     synthetic,
     write_sequences,
+    writing,
 )
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
@@ -152,25 +155,140 @@ def test_sequences_that_cannot_be_used_are_refused(sequences: Any, text: str, tm
         MappedSequences(tmp_path)
 
 
-def test_an_older_set_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    """A reader that has the older set mapped goes on reading it; a set that is refused replaces nothing."""
-    write_sequences(tmp_path, [[1, 2, 3], [3, 2, 1, 4]], num_items=4)
-    older = MappedSequences(tmp_path)
-    with pytest.raises(EnsembleKDError, match=r"item ids in 1\.\.4"):
-        write_sequences(tmp_path, [[1, 2, 3, 4, 4], [5, 1, 2]], num_items=4)
-    assert MappedSequences(tmp_path).num_interactions == 7
-    write_sequences(tmp_path, [[4, 4, 4]], num_items=4)
-    assert older.items_of(0).tolist() == [1, 2, 3, 3, 2, 1, 4]
-    assert MappedSequences(tmp_path).items_of(0).tolist() == [4, 4, 4]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["about.json", "items.int32", "offsets.int64"]
+def data_files(folder: Path) -> list[Path]:
+    """The items' file, the offsets' file and about.json."""
+    return [*sorted(folder.glob("*.int*")), folder / "about.json"]
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    """Every byte of every file, changed in one bit, cut off, or added: an error before anything is read."""
+    sequences = [[1, 2, 3], [3, 2, 1, 4]]
+    write_sequences(tmp_path, sequences, num_items=4)
+    flips = 0
+    for path in data_files(tmp_path):
+        whole = path.read_bytes()
+        damaged = [whole[:-1], whole + b"0", b""]
+        for place in range(len(whole)):
+            for bit in (0, 7):
+                changed = bytearray(whole)
+                changed[place] ^= 1 << bit
+                damaged.append(bytes(changed))
+        for content in damaged:
+            path.write_bytes(content)
+            with pytest.raises(EnsembleKDError, match="MappedSequences: expected"):
+                MappedSequences(tmp_path)
+            flips += 1
+        path.write_bytes(whole)
+        path.unlink()
+        with pytest.raises(EnsembleKDError, match="Write it"):
+            MappedSequences(tmp_path)
+        path.write_bytes(whole)
+    assert flips > 500
+    assert MappedSequences(tmp_path).num_users == 2
+
+
+def test_offsets_that_lead_anywhere_are_refused_without_checksums(tmp_path: Path) -> None:
+    """A reader that trusted them would ask for as much memory as they say."""
+    write_sequences(tmp_path, [[1, 2, 3], [3, 2, 1, 4], [1, 2, 3]], num_items=4)
+    path = next(tmp_path.glob("offsets-*"))
+    for offsets in ([0, 2**40, 7, 10], [0, 3, 5, 10], [0, 7, 3, 10], [3, 6, 9, 12], [0, -3, 3, 10]):
+        path.write_bytes(np.array(offsets, dtype="<i8").tobytes())
+        with pytest.raises(EnsembleKDError, match="expected offsets that rise from 0 to 10"):
+            MappedSequences(tmp_path, verify=False)
+
+
+def test_checksums_are_compared_once_per_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sequences(tmp_path, [[1, 2, 3], [3, 2, 1, 4]], num_items=4)
-    items = tmp_path / "items.int32"
-    items.write_bytes(items.read_bytes()[:-4])
-    with pytest.raises(EnsembleKDError, match="Write it with write_sequences, to the end"):
-        MappedSequences(tmp_path)
+    read: list[int] = []
+    crc32 = opening.zlib.crc32
+    monkeypatch.setattr(opening.zlib, "crc32", lambda data, start=0: read.append(len(data)) or crc32(data, start))
+    MappedSequences(tmp_path, verify=False)
+    without = len(read)
+    MappedSequences(tmp_path)
+    assert len(read) == 2 * without + 2  # two files
+    MappedSequences(tmp_path)
+    assert len(read) == 3 * without + 2
+
+
+def test_new_sequences_leave_open_ones_alone(tmp_path: Path) -> None:
+    """What is open stays readable to its last item, where a file cut short under it would end the process."""
+    old = [np.full(5000, user % 7 + 1) for user in range(60)]
+    write_sequences(tmp_path, old, num_items=7)
+    data = MappedSequences(tmp_path, block=1000)
+    for attempt in range(3):
+        write_sequences(tmp_path, [[1, 2, 3], [attempt + 1, 2, 1]], num_items=3)
+        assert torch.equal(torch.cat([piece.items for piece in data.pieces()]), torch.from_numpy(np.concatenate(old)))
+        assert MappedSequences(tmp_path).num_users == 2
+        assert len(data_files(tmp_path)) == len(list(tmp_path.iterdir())) == 3  # nothing of the old ones is left
+
+
+def test_sequences_that_fail_leave_the_old_ones(tmp_path: Path) -> None:
+    write_sequences(tmp_path, [[1, 2, 3]], num_items=4)
+    for bad in ([[3, 2, 1], [1, 2]], []):
+        with pytest.raises(EnsembleKDError):
+            write_sequences(tmp_path, bad, num_items=4)
+        assert next(MappedSequences(tmp_path).pieces()).items.tolist() == [1, 2, 3]
+        assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / "writing").mkdir()
+    (tmp_path / "writing" / "items").write_bytes(b"of a killed process")
+    write_sequences(tmp_path, [[3, 2, 1]], num_items=np.int64(4))  # type: ignore[arg-type]
+    assert next(MappedSequences(tmp_path).pieces()).items.tolist() == [3, 2, 1]
+    with pytest.raises(EnsembleKDError, match="write_sequences: expected a folder that can be written"):
+        write_sequences(tmp_path / "about.json", [[1, 2, 3]], num_items=4)
+
+
+def test_a_kill_at_any_operation_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of the system's in turn is the last one."""
+
+    class Stop(BaseException):
+        pass
+
+    done = False
+    last = 0
+    while not done:
+        folder = tmp_path / str(last)
+        write_sequences(folder, [[1, 2, 3]], num_items=4)
+        calls = 0
+
+        def counted(call: Any, last: int = last) -> Any:
+            def wrapped(*arguments: Any, **options: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > last:
+                    raise Stop
+                return call(*arguments, **options)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Path, "mkdir")):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            patch.setattr(writing.shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
+            try:
+                write_sequences(folder, [[4, 3, 2, 1]], num_items=4)
+                done = True
+            except Stop:
+                pass
+        assert next(MappedSequences(folder).pieces()).items.tolist() in ([1, 2, 3], [4, 3, 2, 1])
+        write_sequences(folder, [[2, 2, 2]], num_items=4)
+        assert next(MappedSequences(folder).pieces()).items.tolist() == [2, 2, 2]
+        last += 1
+    assert last > 8
+
+
+def test_a_reader_that_meets_a_writer_opens_the_new_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sequences(tmp_path, [[1, 2, 3]], num_items=4)
+    read_about, calls = opening._read_about, 0
+
+    def meanwhile(folder: Path) -> dict[str, Any]:
+        nonlocal calls
+        about, calls = read_about(folder), calls + 1
+        if calls == 1:
+            write_sequences(tmp_path, [[4, 3, 2, 1]], num_items=4)
+        return about
+
+    monkeypatch.setattr(opening, "_read_about", meanwhile)
+    assert next(MappedSequences(tmp_path).pieces()).items.tolist() == [4, 3, 2, 1]
 
 
 def test_processes_without_blocks_are_refused(folder: Path) -> None:
