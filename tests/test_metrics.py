@@ -1,4 +1,4 @@
-"""Ranks against a loop that sorts nothing and excludes by name, and the metrics against their definitions."""
+"""The metrics against their definitions, ranks of scores that are no numbers, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, nan: bool = False) -> Case:
+def cases(draw: st.DrawFn) -> Case:
     n, b, v, k = (draw(st.integers(1, high)) for high in (2, 3, 7, 5))
     # Few distinct values, so that ties are common.
-    values = [-1.0, 0.0, 0.5, 2.0, math.inf, -math.inf] + ([math.nan] if nan else [])
+    values = [-1.0, 0.0, 0.5, 2.0, math.inf, -math.inf, math.nan]
     size = n * b * (v + 1)
     scores = torch.tensor(draw(st.lists(st.sampled_from(values), min_size=size, max_size=size)))
     target = draw(st.lists(st.integers(1, v), min_size=b, max_size=b))
@@ -44,92 +44,16 @@ def cases(draw: st.DrawFn, nan: bool = False) -> Case:
     return Case(scores.view(n, b, v + 1), torch.tensor(target), torch.tensor(exclude).view(b, k))
 
 
-def rank_by_loop(row: list[float], target: int, excluded: list[int]) -> int:
-    """How many rivals are not clearly below the target."""
-    rivals = set(range(1, len(row))) - set(excluded) - {target}
-    return sum(not row[item] < row[target] for item in rivals)
-
-
 @quick
-@given(cases(nan=True), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
-def test_ranks_equal_the_loop(case: Case, dtype: torch.dtype) -> None:
+@given(cases(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_ranks_with_infinities_and_nan(case: Case, dtype: torch.dtype) -> None:
+    """NaN is above all for rivals and below all for the target; plain numbers are in the specification."""
     got = ranks(case.scores.to(dtype), case.target, case.exclude)
     for member, scores in enumerate(case.scores.tolist()):
         for user, row in enumerate(scores):
-            want = rank_by_loop(row, int(case.target[user]), case.exclude[user].tolist())
-            assert got[member, user] == want
-
-
-@quick
-@given(cases())
-def test_no_exclusion_is_an_empty_one(case: Case) -> None:
-    plain = ranks(case.scores, case.target)
-    assert torch.equal(plain, ranks(case.scores, case.target, case.exclude[:, :0]))
-    assert torch.equal(plain, ranks(case.scores, case.target, torch.zeros_like(case.exclude)))
-    # The target itself is never excluded.
-    assert torch.equal(plain, ranks(case.scores, case.target, case.target.unsqueeze(1)))
-
-
-@quick
-@given(cases())
-def test_excluding_one_more_item_never_worsens_a_rank(case: Case) -> None:
-    fewer, more = case.exclude[:, :-1], case.exclude
-    assert (ranks(case.scores, case.target, more) <= ranks(case.scores, case.target, fewer)).all()
-
-
-@quick
-@given(cases())
-def test_repeats_and_order_of_the_excluded_do_not_matter(case: Case) -> None:
-    twice = torch.cat([case.exclude, case.exclude.flip(1)], dim=1)
-    assert torch.equal(ranks(case.scores, case.target, twice), ranks(case.scores, case.target, case.exclude))
-
-
-@quick
-@given(cases(), st.randoms(use_true_random=False))
-def test_renaming_the_items_changes_no_rank(case: Case, random: object) -> None:
-    v = case.scores.shape[-1] - 1
-    order = list(range(1, v + 1))
-    random.shuffle(order)  # type: ignore[attr-defined]
-    new_name = torch.tensor([0, *order])
-    renamed = torch.empty_like(case.scores)
-    renamed[..., new_name] = case.scores
-    got = ranks(renamed, new_name[case.target], new_name[case.exclude])
-    assert torch.equal(got, ranks(case.scores, case.target, case.exclude))
-
-
-@quick
-@given(cases())
-def test_the_padding_column_never_counts(case: Case) -> None:
-    want = ranks(case.scores, case.target, case.exclude)
-    for value in (math.inf, -math.inf, math.nan):
-        scores = case.scores.clone()
-        scores[..., 0] = value
-        assert torch.equal(ranks(scores, case.target, case.exclude), want)
-
-
-@quick
-@given(cases())
-def test_only_the_order_of_the_scores_matters(case: Case) -> None:
-    assert torch.equal(ranks(case.scores.atan() * 3 + 1, case.target), ranks(case.scores, case.target))
-
-
-@pytest.mark.parametrize("value", [0.0, math.inf, -math.inf, math.nan])
-def test_a_constant_scorer_gets_the_worst_rank(value: float) -> None:
-    scores = torch.full((2, 3, 6), value)
-    target = torch.tensor([1, 3, 5])
-    assert ranks(scores, target).eq(4).all()
-    assert ranks(scores, target, torch.tensor([[2, 4], [2, 2], [0, 5]])).tolist() == [[2, 3, 4]] * 2
-
-
-def test_a_nan_target_gets_the_worst_rank() -> None:
-    assert ranks(torch.tensor([[0.0, math.nan, 1.0, 2.0]]), torch.tensor([1])).item() == 2
-
-
-def test_the_best_item_has_rank_0_and_inputs_stay_as_they_were() -> None:
-    scores, target, exclude = torch.tensor([[9.0, 1.0, 3.0, 2.0]]), torch.tensor([2]), torch.tensor([[3, 1, 3]])
-    copies = [scores.clone(), target.clone(), exclude.clone()]
-    assert ranks(scores, target, exclude).item() == 0
-    assert all(torch.equal(new, old) for new, old in zip((scores, target, exclude), copies, strict=True))
+            target, excluded = int(case.target[user]), set(case.exclude[user].tolist())
+            rivals = set(range(1, len(row))) - excluded - {target}
+            assert got[member, user] == sum(not row[item] < row[target] for item in rivals)
 
 
 @quick

@@ -901,6 +901,13 @@ class Running(nn.Module):
         return torch.tanh(e + e.cumsum(dim=1) / (2 * count))
 
 
+class Last(Running):
+    """One vector per sequence, (b, d): the newest state."""
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return super().forward(item_ids)[:, -1]
+
+
 class Attributes(NamedTuple):
     num_attributes: int
     table: Tensor
@@ -921,10 +928,15 @@ OBJECTIVES: list[MaskedItem | NextItem] = [
 
 
 @cache
-def small_model(n: int, objective: MaskedItem | NextItem) -> EnsembleKD:
+def small_model(
+    n: int,
+    objective: MaskedItem | NextItem,
+    encoder: type[Running] = Running,
+    classifier: Literal["linear", "tied"] = "linear",
+) -> EnsembleKD:
     """Built once; checks set the losses that they need."""
-    attributes = Attributes(3, TABLE)
-    model = EnsembleKD(Running, n=n, num_items=ITEMS, objective=objective, losses=0, item_attributes=attributes)
+    settings: dict[str, Any] = {"item_attributes": Attributes(3, TABLE), "classifier": classifier}
+    model = EnsembleKD(encoder, n=n, num_items=ITEMS, objective=objective, losses=0, **settings).double()
     with torch.no_grad():
         for parameter in model.parameters():  # heads start near 0, where many faults are too small to see
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
@@ -939,37 +951,54 @@ def model_step(model: EnsembleKD, item_ids: Tensor, seed: int) -> Step:
 STEP = {"ids": sequences(ITEMS), "n": st.integers(1, 3), "objective": st.sampled_from(OBJECTIVES), "seed": seeds}
 
 
-@identity(model_step, **STEP)
-def step_is_what_the_oracles_add_up_to(
-    step: Function, ids: Tensor, n: int, objective: MaskedItem | NextItem, seed: int
-) -> None:
-    model = small_model(n, objective)
+BUILT = [(objective, Running, "linear") for objective in OBJECTIVES]
+BUILT += [(objective, Running, "tied") for objective in OBJECTIVES]
+BUILT += [(objective, Last, classifier) for objective in OBJECTIVES[:2] for classifier in ("linear", "tied")]
+
+
+@identity(model_step, ids=sequences(ITEMS), n=st.integers(1, 3), built=st.sampled_from(BUILT), seed=seeds)
+def step_is_what_the_oracles_add_up_to(step: Function, ids: Tensor, n: int, built: tuple[Any, ...], seed: int) -> None:
+    model, (objective, _, _) = small_model(n, *built), built
     model.losses = ALL
     got: Step = step(model, ids, seed)
-    draw = objective.draw(ids, mask_token=model.mask_token, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    draw = objective.draw(ids, mask_token=model.mask_token, newest_only=model.newest_only, generator=generator)
     keep = slice(None) if draw.valid is None else draw.valid
     positions, targets = draw.positions[keep], draw.targets[keep] - 1
     (m, b, length), (weight, bias) = draw.inputs.shape, model.classifier_weights()
-    views, anchor = model.hidden(draw.inputs.flatten(0, 1)).detach(), model.hidden(draw.anchor).detach()
+    views, anchor = model.hidden(draw.inputs.flatten(0, 1)), model.hidden(draw.anchor)
+    states, size = views.reshape(n, -1, views.shape[-1]), b if model.newest_only else b * length
     want = {objective.name: torch.zeros((), dtype=torch.float64), "kd": torch.zeros((), dtype=torch.float64)}
     for view in range(m):
-        here = positions // (b * length) == view
-        p = reference.logits(views.flatten(1, 2)[:, positions[here]], weight.detach(), bias.detach())
-        want[objective.name] += reference.mip(p, targets[here]).sum()
-        want["kd"] += reference.kd(p, 0.5)
+        here = positions // size == view
+        p = reference.logits(states[:, positions[here]], weight, bias)
+        want[objective.name] = want[objective.name] + reference.mip(p, targets[here]).sum()
+        want["kd"] = want["kd"] + reference.kd(p, 0.5)
     head: Any = model.attribute_classifier
     items = draw.anchor_items.flatten()
-    q = reference.logits(anchor.flatten(1, 2), head.weight.detach(), head.bias.detach())
+    q = reference.logits(anchor.reshape(n, -1, anchor.shape[-1]), head.weight, head.bias)
     want["ap"] = reference.ap(q, TABLE[items], items != 0).sum()
-    for name, tau, pool in (("icl", 0.3, "flatten"), ("ccl", 1.0, "mean")):
-        a = reference.pooled(anchor, draw.anchor != 0, pool)
-        h = reference.pooled(views, draw.inputs.flatten(0, 1) != 0, pool).unflatten(1, (m, b))
-        want[name] = reference.contrast(a, h, tau)[name == "ccl"]
+    for name, tau, kind in (("icl", 0.3, "flatten"), ("ccl", 1.0, "mean")):
+        a, h = anchor, views
+        if not model.newest_only:
+            a = reference.pooled(anchor, draw.anchor != 0, kind)
+            h = reference.pooled(views, draw.inputs.flatten(0, 1) != 0, kind)
+        want[name] = reference.contrast(a, h.unflatten(1, (m, b)), tau)[name == "ccl"]
     assert got.terms.keys() == want.keys()
     for name, value in want.items():
-        close(got.terms[name].double(), value)
+        close(got.terms[name].double(), value.detach())
+        assert not got.terms[name].requires_grad
     total = want[objective.name] + want["ap"] + 0.5 * (want["icl"] + want["ccl"]) + 2.0 * want["kd"]
-    close(got.total.detach().double(), total)
+    close(got.total.detach().double(), total.detach())
+    for slope, expected in zip(slopes(got.total, model), slopes(total, model), strict=True):
+        close(slope, expected, 1e-7)
+
+
+def slopes(total: Tensor, model: EnsembleKD) -> list[Tensor]:
+    """The gradient of every parameter, 0 for one that takes no part."""
+    model.zero_grad()
+    total.backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone().to_dense() for p in model.parameters()]
 
 
 @identity(model_step, **STEP, a=weights, b=weights)
@@ -977,18 +1006,15 @@ def step_is_linear_in_its_weights(
     step: Function, ids: Tensor, n: int, objective: MaskedItem | NextItem, seed: int, a: float, b: float
 ) -> None:
     model = small_model(n, objective)
-    totals, slopes = [], []
+    totals, gradients = [], []
     first, second = AP() + 0.5 * KD(), 2.0 * ICL() + CCL() + KD()
     chosen: list[Loss | Literal[0]] = [0, first, second, a * first + b * second]
     for losses in chosen:
         model.losses = losses
-        model.zero_grad()
         total = step(model, ids, seed).total
         totals.append(total.detach())
-        total.backward()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-        slopes.append(torch.cat([grad.flatten() for grad in grads]))
-    for none, one, two, both in (totals, slopes):
+        gradients.append(torch.cat([slope.flatten() for slope in slopes(total, model)]))
+    for none, one, two, both in (totals, gradients):
         close(both - none, a * (one - none) + b * (two - none), 1e-7)
 
 

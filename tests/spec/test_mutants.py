@@ -358,21 +358,26 @@ def following(item_ids: Tensor, views: int, fault: str = "") -> Draw:
 
 def plain_step(model: EnsembleKD, item_ids: Tensor, seed: int, fault: str = "") -> Step:
     generator = None if fault == "global RNG" else torch.Generator().manual_seed(seed)
-    draw = model.objective.draw(item_ids, mask_token=model.mask_token, generator=generator)
+    last = model.newest_only
+    draw = model.objective.draw(item_ids, mask_token=model.mask_token, newest_only=last, generator=generator)
     if fault == "masks the caller's ids":
         item_ids[:, -1] = model.mask_token
     (m, b, _), (weight, bias) = draw.inputs.shape, model.classifier_weights()
     views, anchor = model.hidden(draw.inputs.flatten(0, 1)), model.hidden(draw.anchor)
+    if fault == "views give no gradient":
+        views = views.detach()
+    if fault == "the classifier gives no gradient":
+        weight = weight.detach()
     if fault == "anchor is the first view":
         anchor = views[:, :b] if m > 1 else views.roll(1, dims=1)
-    logits = views.flatten(1, 2)[:, draw.positions] @ weight.mT + bias[:, None]
+    logits = views.reshape(len(model), -1, views.shape[-1])[:, draw.positions] @ weight.mT + bias[:, None]
     targets = draw.targets if fault == "classes start at 0" else draw.targets - 1
     targets = targets.clamp(max=logits.shape[2] - 1)
     times = 1 if fault == "mean over views" else m
     items = draw.anchor_items.flatten()
     counted = torch.ones_like(items).bool() if fault == "AP at padding" else items != 0
     head: Any = model.attribute_classifier
-    tags = anchor.flatten(1, 2) @ head.weight.mT + head.bias[:, None]
+    tags = anchor.reshape(len(model), -1, anchor.shape[-1]) @ head.weight.mT + head.bias[:, None]
     terms = {model.objective.name: times * ce(logits, targets).sum()}
     total = terms[model.objective.name]
     table: Any = model.attribute_table
@@ -382,9 +387,9 @@ def plain_step(model: EnsembleKD, item_ids: Tensor, seed: int, fault: str = "") 
         elif isinstance(term, ICL | CCL):
             real = draw.anchor != 0, draw.inputs.flatten(0, 1) != 0
             kind = "flatten" if fault == "pool ignored" else term.pool
-            a, p = (pool(h, r, pool=kind) for h, r in zip((anchor, views), real, strict=True))
-            pairs = contrast(a, p.unflatten(1, (m, b)), temperature=term.temperature)
-            terms[name] = pairs[name == "ccl"]
+            pairs = zip((anchor, views), real, strict=True)
+            a, p = (h if last else pool(h, r, pool=kind) for h, r in pairs)
+            terms[name] = contrast(a, p.unflatten(1, (m, b)), temperature=term.temperature)[name == "ccl"]
         else:
             terms[name] = ap(tags, table[items], counted).sum()
         total = total + (1.0 if fault == "weights dropped" else weight_of) * terms[name]
@@ -502,6 +507,8 @@ KILLS: dict[str, list[str]] = {
     "mask_hides_the_newest_as_often_as_asked": ["newest ignored", "newest always"],
     "next_item_targets_follow_their_inputs": ["predicts its own input", "first item from padding"],
     "step_is_what_the_oracles_add_up_to": [
+        "views give no gradient",
+        "the classifier gives no gradient",
         "mean over views",
         "classes start at 0",
         "AP at padding",
