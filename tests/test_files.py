@@ -106,6 +106,7 @@ with replacing(Path(sys.argv[1])) as file:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="no limits on the size of files")
 @pytest.mark.parametrize("writing", ["torch.save(torch.zeros(100_000), file)", "file.write(bytes(200_000))"])
 def test_a_full_disk(writing: str, tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
         write(tmp_path / "sealed" / "a", b"x")
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_the_older_file(tmp_path: Path) -> None:
     write(tmp_path / "a", b"older")
     code = (

@@ -96,6 +96,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "VARIANTS", eager)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "scaling"])
 def test_rows_are_whole(name: str) -> None:
@@ -126,6 +127,7 @@ def test_rounds_run_every_variant_in_turn() -> None:
     assert [len(times.ms) for times in found.values()] == [3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel keeps no account of memory")
 def test_memory_is_that_of_the_step_alone() -> None:
     make = functools.partial(functools.partial, torch.ones)  # make(300, k) is a step that fills 300 rows of k numbers
@@ -181,6 +183,7 @@ def test_beauty_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     common.beauty.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 def test_all_on_one_device_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("loss", "step", "evaluate", "memory", "members", "limits"):  # each has its test above

@@ -35,6 +35,7 @@ def section(text: str, heading: str) -> str:
     return heading + text.partition(heading)[2].partition("\n#")[0]
 
 
+@pytest.mark.slow
 def test_smoke_and_a_study_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some tables whole; and stopped within a run, stopped between runs, resumed: the same report."""
     arguments = ["--scale", "smoke", "--only", "table4", "table1"]

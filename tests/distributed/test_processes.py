@@ -19,7 +19,10 @@ from tests.distributed.worker import MESHES, cases
 from tests.training.test_fit import assert_same_checkpoint, log_of
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo"),
+]
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:

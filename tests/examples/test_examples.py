@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = ["--users=60", "--items=80", "--n=2", "--d-model=8", "--num-layers=1", "--window=8", "--window-step=4"]
 

@@ -12,6 +12,8 @@ from ensemble_kd import EnsembleKD
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

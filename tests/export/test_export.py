@@ -55,6 +55,7 @@ def inputs(b: int, length: int, seed: int = 0) -> Tensor:
 SHAPES = [(1, 1), (2, 3), (5, 4), (3, LENGTH - 1), (1, LENGTH + 3)]  # the last: more than the encoder reads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_programs_of_torch_export(name: str, tmp_path: Path) -> None:
     """Saved and loaded, any batch and length up to the longest: the ensemble and a member."""
@@ -67,6 +68,7 @@ def test_programs_of_torch_export(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(program(ids), part(ids), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_onnx_runtime_agrees(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -233,6 +235,7 @@ def test_another_encoder_is_named(tmp_path: Path) -> None:
         load(folder, lambda: SASRec(V, d_model=8, max_len=LENGTH, num_layers=1))
 
 
+@pytest.mark.slow
 def test_a_program_needs_torch_alone(tmp_path: Path) -> None:
     """Another process loads the program without this library."""
     model = ensemble("SASRec")

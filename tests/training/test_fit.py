@@ -401,6 +401,7 @@ train(sasrec(), output_dir=Path({folder!r}), log_every=1, callback=kill, checkpo
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "every", "resumed_at"), [(7, 0.0, 6), (11, 1e9, 8), (2, 1e9, 0)], ids=["each step", "epochs", "at once"]
 )
@@ -545,6 +546,7 @@ def test_a_best_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(sasrec(), output_dir=tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_exact_through_compiled_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused loss compiles from a size on, which is that of a call and not of a run's history."""
     compiled: list[bool] = []
