@@ -1,7 +1,8 @@
 """How wrong predictions are: the loss terms as values, and their computation by tiles."""
 
 from ensemble_kd.losses.attributes import attribute_losses
-from ensemble_kd.losses.items import ItemLosses, item_losses
+from ensemble_kd.losses.compiled import compile_status
+from ensemble_kd.losses.items import ItemLosses, Spread, item_losses
 from ensemble_kd.losses.sampled import sampled_item_losses
 from ensemble_kd.losses.students import distillation_losses
 from ensemble_kd.losses.terms import (
@@ -17,7 +18,6 @@ from ensemble_kd.losses.terms import (
     scale_transfer,
     terms_by_name,
 )
-from ensemble_kd.losses.tiles import Spread, compile_status
 
 __all__ = [
     "AP",

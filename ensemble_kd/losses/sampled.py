@@ -23,8 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.losses.items import ItemLosses, item_losses
-from ensemble_kd.losses.tiles import Spread
+from ensemble_kd.losses.items import ItemLosses, Spread, item_losses
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
 

@@ -1,117 +1,144 @@
-"""What the losses over tiles share: how large tiles are, in which precision, and how their pointwise part is compiled.
+"""The one walk over tiles: losses of logits that are never stored, with gradients computed on the way forward.
 
-A tile is some target rows × the whole catalogue × all members, so its softmaxes are complete, its losses final and its
-gradients known at once.
+A tile is some target rows × the whole catalogue × all networks. So its softmaxes are complete, its losses are final and
+its gradients are known at once. A `Formula` computes them; the walk knows nothing else about the losses.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from types import FunctionType
-from typing import Any, NamedTuple
 
 import torch
-import torch._dynamo
 from torch import Tensor
+
+from ensemble_kd.losses.compiled import compiled_tile
+from ensemble_kd.losses.formula import Networks, Plan
 
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
 _ROWS, _ROWS_BYTES = 32, 384 << 20  # a tile has this many rows even beyond the cache, but no more than these bytes
-_COMPILE_FROM = 1 << 22  # elements of all logits of a call: below, a training run hardly earns the compilation back
 _CHUNK_BYTES = 1 << 20  # of one float32 scratch plane in eager mode: small enough to stay in cache between two kernels
 
 
-class Spread(NamedTuple):
-    """Members of an ensemble of which other processes hold some: KD needs no more of those than a sum."""
+def walk(
+    plan: Plan,
+    learners: Networks,
+    teachers: Networks | None,
+    targets: Tensor,
+    valid: Tensor | None,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """The total, the mean of each loss, and the gradients, tile by tile."""
+    networks = [learners] if teachers is None else [learners, teachers]
+    (n, t, _), v, device = learners.hidden.shape, learners.weight.shape[1], learners.hidden.device
+    dtype = torch.float64 if torch.float64 in (learners.hidden.dtype, learners.weight.dtype) else torch.float32
+    product, formula = plan.product_dtype, plan.formula
+    if valid is None:
+        counts = torch.full((t,), 1 / t, dtype=dtype, device=device)
+    else:
+        counts = valid.to(dtype) / valid.sum().clamp(min=1)
+        # A padded row may hold anything, NaN included: 0 · NaN would reach the weights.
+        networks = [network._replace(hidden=network.hidden.masked_fill(~valid[:, None], 0)) for network in networks]
+        targets = targets.masked_fill(~valid, 0)
+    gain = gain_for(product, t, valid)
+    shares = counts * gain
+    inputs = [x for network in networks for x in network.hidden.detach().to(product)]
+    classifiers = [x for network in networks for x in network.weight.detach().to(product)]
+    biases = [network.bias.detach() for network in networks if network.bias is not None]
+    offsets = torch.cat(biases).to(dtype) if biases else None
 
-    n: int  # members in all
-    sum_: Callable[[Tensor], Tensor]  # adds up a tensor over the processes, in place
+    p = len(inputs)
+    rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device)
+    key = (p, v, dtype, product, offsets is None, device.type)
+    compiled = compiled_tile(formula, *key, size=p * t * v, compiled=plan.compiled)
+    function = compiled or formula.tile
+    chunk = rows_per_chunk(rows, v, device, eager=compiled is None)
+    buffer = torch.empty(p * rows * v, dtype=product, device=device)
+    # Filled on the device: copying them there would wait for it.
+    slopes = formula.slopes(plan.weights)
+    weights = torch.stack([torch.full((), slope, dtype=dtype, device=device) for slope in slopes])
+    everyone = torch.arange(p, device=device)[:, None]
+    losses: list[tuple[Tensor, ...]] = []
+    grads = _Gradients(learners, needs, dtype, product)
+
+    for start in range(0, t, rows):
+        stop = min(start + rows, t)
+        logits = buffer[: p * (stop - start) * v].view(p, stop - start, v)
+        for i in range(p):
+            torch.mm(inputs[i][start:stop], classifiers[i].t(), out=logits[i])
+        for low in range(start, stop, chunk):
+            high = min(low + chunk, stop)
+            part, at, share = logits[:, low - start : high - start], targets[low:high], shares[low:high]
+            row = torch.arange(high - low, device=device)
+            picked = part[everyone, row, at].to(dtype)
+            if offsets is not None:
+                picked += offsets[:, at]
+            statistics = function(part, offsets, share, weights, plan.with_grad)
+            found, grad = formula.at_target(picked, statistics, share, weights, plan.with_grad)
+            losses.append(found)
+            if grad is not None:
+                part[everyone[:n], row, at] = grad.to(product)
+        for i in range(n):
+            grads.add(i, slice(start, stop), logits[i], inputs[i][start:stop], classifiers[i])
+
+    means = [torch.cat(parts, dim=-1) @ counts for parts in zip(*losses, strict=True)]
+    weighted = [weight * mean.sum() for weight, mean in zip(plan.weights, means, strict=True)]
+    return functools.reduce(torch.add, weighted), means, grads.finished(learners, gain)
 
 
-class Plan(NamedTuple):
-    """Everything about one call that is not a tensor."""
+class _Gradients:
+    """The learners' gradients, added up over tiles."""
 
-    ce_weight: float
-    kd_weight: float
-    temperature: float
-    with_kd: bool
-    with_grad: bool
-    product_dtype: torch.dtype
-    tile_rows: int | None
-    compiled: bool | None
-    spread: Spread | None = None
+    def __init__(
+        self, learners: Networks, needs: tuple[bool, bool, bool], dtype: torch.dtype, product: torch.dtype
+    ) -> None:
+        (n, t, d), v, device = learners.hidden.shape, learners.weight.shape[1], learners.hidden.device
+        self.hidden = torch.empty(n, t, d, dtype=product, device=device) if needs[0] else None
+        self.weight = torch.zeros(n, v, d, dtype=dtype, device=device) if needs[1] else None
+        self.bias = torch.zeros(n, v, dtype=dtype, device=device) if needs[2] else None
+        self.part = torch.empty(n, v, d, dtype=product, device=device) if needs[1] and product != dtype else None
+
+    def add(self, i: int, rows: slice, grad: Tensor, inputs: Tensor, classifier: Tensor) -> None:
+        """Add what the gradient `grad` (rows, v) in the logits of learner i means for its factors."""
+        if self.hidden is not None:
+            torch.mm(grad, classifier, out=self.hidden[i, rows])
+        if self.weight is not None and self.part is None:
+            self.weight[i].addmm_(grad.t(), inputs)
+        elif self.weight is not None and self.part is not None:
+            torch.mm(grad.t(), inputs, out=self.part[i])
+            self.weight[i] += self.part[i]
+        if self.bias is not None:
+            self.bias[i] += grad.sum(0)  # added up in float32, rounded once a tile like the weights' part
+
+    def finished(self, learners: Networks, gain: Tensor | float) -> list[Tensor | None]:
+        """Return the gradients in the precision of their tensors, without the gain."""
+        sums = (self.hidden, self.weight, self.bias)
+        cast = [None if x is None or y is None else x.to(y.dtype) for x, y in zip(sums, learners, strict=True)]
+        if not (isinstance(gain, float) and gain == 1):
+            for grad in cast:
+                if grad is not None:
+                    grad.div_(gain)
+        return cast
 
 
-TileFunction = Callable[..., tuple[Tensor, ...]]
-_status = "not tried"
+def gain_for(product: torch.dtype, t: int, valid: Tensor | None) -> Tensor | float:
+    """Return the factor by which a tile's gradients are larger than those of the mean over targets.
 
-
-def compile_status() -> str:
-    """Say whether the compiled tiles are in use: "not tried", "compiled", or "eager: " and the reason.
-
-    Examples:
-        >>> compile_status().startswith(("not tried", "compiled", "eager"))
-        True
+    It is 1 but for float16, which has no room for a probability over thousands of targets: there the gradients are
+    those of the sum over targets.
     """
-    return _status
+    if product != torch.float16:
+        return 1.0
+    return float(t) if valid is None else valid.sum().clamp(min=1)
 
 
-def tile_function(plan: Plan, size: int, key: tuple[object, ...], eager: TileFunction) -> TileFunction:
-    """A tile's pointwise part as it is, or its compiled form where that is wanted and works.
-
-    It takes logits (members, rows, v), bias (members, v) or None and counts (rows,) first.
-    """
-    if plan.compiled is False or (plan.compiled is None and (size < _COMPILE_FROM or _status.startswith("eager"))):
-        return eager
-    compiled = _compiled_tile(eager, *key, plan.temperature, plan.with_kd, plan.with_grad)
-
-    def tile(*args: Any) -> tuple[Tensor, ...]:
-        global _status
-        torch._dynamo.maybe_mark_dynamic(args[0], 1)
-        for by_row in args[2:]:
-            if isinstance(by_row, Tensor) and by_row.shape == args[2].shape:
-                torch._dynamo.maybe_mark_dynamic(by_row, 0)
-        try:
-            result = compiled(*args)
-        except Exception as error:
-            if plan.compiled:
-                raise
-            _status = f"eager: {type(error).__name__}: {error}"
-            return eager(*args)
-        _status = "compiled"
-        return result
-
-    return tile
-
-
-@functools.cache
-def _compiled_tile(eager: FunctionType, *key: object) -> TileFunction:
-    """One compilation for each key: torch gives up on a function that it had to compile more than a few times."""
-    code = eager.__code__.replace(co_name=f"_tile_{abs(hash(key))}")
-    clone = FunctionType(code, eager.__globals__, argdefs=eager.__defaults__)
-    # No intermediate plane: everything is computed within the loops over a row.
-    limits = ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold")
-    return torch.compile(clone, dynamic=False, options=dict.fromkeys(limits, 1 << 20))
-
-
-def rows_per_tile(plan: Plan, t: int, row_bytes: int, device: torch.device) -> int:
-    """Target rows of a tile, where one takes so many bytes for all members; tiles are of even height."""
+def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.device) -> int:
+    """Return the target rows of a tile, if a row of all networks has `row_bytes`. Tiles are of even height."""
     # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
     enough = min(_ROWS, _ROWS_BYTES // row_bytes)
-    rows = min(t, plan.tile_rows or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes))
+    rows = min(t, wanted or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes))
     return -(-t // -(-t // rows))
 
 
 def rows_per_chunk(rows: int, v: int, device: torch.device, *, eager: bool) -> int:
-    """Rows that the pointwise part takes at a time: eager planes, passed over many times, are to stay in the cache."""
+    """Return the rows that the pointwise part takes at a time: eager planes, read many times, stay in the cache."""
     return max(1, min(rows, _CHUNK_BYTES // (v * 4))) if eager and device.type == "cpu" else rows
-
-
-def add_softmax(shifted: Tensor, softmaxes: list[Tensor], normalisers: list[Tensor]) -> None:
-    """Softmax and log Σ exp of rows whose maximum is 0."""
-    if torch.compiler.is_compiling():  # loops over a row, where an exponential costs less than a plane of memory
-        normalisers.append(shifted.exp().sum(1, keepdim=True).log())
-        softmaxes.append((shifted - normalisers[-1]).exp())
-    else:  # torch's softmax is one pass, and its largest value 1 / Σ exp
-        softmaxes.append(shifted.softmax(1))
-        normalisers.append(-softmaxes[-1].amax(1, keepdim=True).log())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ensemble_kd import functional as F
 from ensemble_kd.ensemble import EnsembleKD, Step
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses import (
     AP,
     CCL,
@@ -526,7 +527,67 @@ def ap_leaves_no_trace(ap: Function, case: Tagged) -> None:
     leaves_no_trace(ap, *case)
 
 
-# Cross-entropy and distillation in one pass, without logits.
+# Losses without logits: what both of them owe to their one walk over tiles.
+
+WRONG: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "target -1": lambda case: {"targets": case.targets.index_fill(0, torch.tensor(0), -1)},
+    "target v": lambda case: {"targets": case.targets.index_fill(0, torch.tensor(0), case.weight.shape[1])},
+    "targets of another type": lambda case: {"targets": case.targets.int()},
+    "a target too many": lambda case: {"targets": torch.cat([case.targets, case.targets[:1]])},
+    "no targets": lambda case: {"hidden": case.hidden[:, :0], "targets": case.targets[:0], "valid": None},
+    "valid of another type": lambda case: {"valid": torch.ones(len(case.targets))},
+    "hidden of whole numbers": lambda case: {"hidden": case.hidden.long()},
+    "temperature 0": lambda case: {"temperature": 0},
+    "temperature -1": lambda case: {"temperature": -1.0},
+    "temperature nan": lambda case: {"temperature": math.nan},
+    "temperature inf": lambda case: {"temperature": math.inf},
+    "tile_rows 0": lambda case: {"tile_rows": 0},
+    "tile_rows -2": lambda case: {"tile_rows": -2},
+}
+
+
+def refuses_bad_input(loss: Function, case: Any, **options: Any) -> None:
+    """Each wrong argument ends in the library's own error."""
+    for wrong, change in WRONG.items():
+        try:
+            loss(**(case._asdict() | options | change(case)))
+        except EnsembleKDError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"{wrong}: a raw {error!r}") from error
+        raise AssertionError(f"{wrong}: accepted")
+
+
+def gives_gradients_twice(total: Function, *inputs: Tensor) -> None:
+    """A second backward repeats the first, and both scale with what comes from above."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = total(*leaves)
+    once, scaled, again = (
+        torch.autograd.grad(factor * value, leaves, retain_graph=True, materialize_grads=True)
+        for factor in (1.0, -3.0, 1.0)
+    )
+    for x, y, z in zip(once, scaled, again, strict=True):
+        close(y, -3 * x)
+        close(z, x)
+
+
+def never_mistakes_a_second_derivative(total: Function, definition: Function, *inputs: Tensor) -> None:
+    """It is refused or right, not silently 0."""
+
+    def second(f: Function) -> Tensor:
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        (first,) = torch.autograd.grad(f(*leaves), leaves[:1], create_graph=True)
+        assert first.requires_grad, "the first derivative is a constant"
+        return torch.autograd.grad(first.square().sum(), leaves[0])[0]
+
+    try:
+        got = second(total)
+    except EnsembleKDError:
+        return
+    close(got, second(definition))
+
+
+# Cross-entropy and distillation in one pass.
 
 eager = partial(item_losses, compiled=False)
 FUSED = {"case": classified(), "tau": st.sampled_from([0.3, 1.0, 2.5])}
@@ -548,15 +609,20 @@ def differentiable(case: Classified) -> tuple[Tensor, Tensor, Tensor]:
     return case.hidden, case.weight, case.hidden.new_zeros(()) if case.bias is None else case.bias
 
 
-@identity(eager, **FUSED, lam=weights, mu=weights)
-def fused_is_the_definition(fused: Function, case: Classified, tau: float, lam: float, mu: float) -> None:
+def fused_definition(case: Classified, tau: float, lam: float, mu: float) -> Function:
     kept = torch.ones(len(case.targets), dtype=torch.bool) if case.valid is None else case.valid
 
-    def want(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         p = reference.logits(hidden[:, kept], weight, None if case.bias is None else bias)
         return lam * reference.mip(p, case.targets[kept]).sum() + mu * reference.kd(p, tau)
 
-    agree(fused_total(fused, case, ce_weight=lam, kd_weight=mu, temperature=tau), want, *differentiable(case))
+    return total
+
+
+@identity(eager, **FUSED, lam=weights, mu=weights)
+def fused_is_the_definition(fused: Function, case: Classified, tau: float, lam: float, mu: float) -> None:
+    total = fused_total(fused, case, ce_weight=lam, kd_weight=mu, temperature=tau)
+    agree(total, fused_definition(case, tau, lam, mu), *differentiable(case))
 
 
 @identity(eager, **FUSED, squared=st.booleans())
@@ -620,6 +686,22 @@ def fused_leaves_no_trace(fused: Function, case: Classified, tau: float) -> None
     leaves_no_trace(lambda h, w, c, y, ok: fused(h, w, c, y, valid=ok, kd_weight=0.5, temperature=tau), *case)
 
 
+@identity(eager, **FUSED)
+def fused_refuses_bad_input(fused: Function, case: Classified, tau: float) -> None:
+    refuses_bad_input(fused, case, kd_weight=0.5, temperature=tau)
+
+
+@identity(eager, **FUSED)
+def fused_gives_gradients_twice(fused: Function, case: Classified, tau: float) -> None:
+    gives_gradients_twice(fused_total(fused, case, kd_weight=0.5, temperature=tau), *differentiable(case))
+
+
+@identity(eager, **FUSED)
+def fused_never_mistakes_a_second_derivative(fused: Function, case: Classified, tau: float) -> None:
+    total = fused_total(fused, case, kd_weight=0.5, temperature=tau)
+    never_mistakes_a_second_derivative(total, fused_definition(case, tau, 1.0, 0.5), *differentiable(case))
+
+
 # Students of a fixed teacher, likewise.
 
 taught_eagerly = partial(distillation_losses, compiled=False)
@@ -636,20 +718,24 @@ def taught_total(taught: Function, case: Lesson, **options: Any) -> Function:
     return total
 
 
+def taught_definition(case: Lesson, tau: float, lam: float, mu: float) -> Function:
+    kept = torch.ones(len(case.targets), dtype=torch.bool) if case.valid is None else case.valid
+    teacher = reference.logits(case.queries[None, kept], case.keys[None], case.key_bias[None])
+
+    def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        p = reference.logits(hidden[:, kept], weight, bias)
+        pairs = [reference.kd(torch.cat([student[None], teacher]), tau) for student in p]
+        return lam * reference.mip(p, case.targets[kept]).sum() + mu * torch.stack(pairs).sum()
+
+    return total
+
+
 @identity(taught_eagerly, **TAUGHT, lam=weights, mu=weights, squared=st.booleans())
 def taught_is_kd_with_one_that_does_not_learn(
     taught: Function, case: Lesson, tau: float, lam: float, mu: float, squared: bool
 ) -> None:
-    kept = torch.ones(len(case.targets), dtype=torch.bool) if case.valid is None else case.valid
-    teacher = reference.logits(case.queries[None, kept], case.keys[None], case.key_bias[None])
-    factor = tau**2 if squared else 1.0
-
-    def want(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        p = reference.logits(hidden[:, kept], weight, bias)
-        pairs = [reference.kd(torch.cat([student[None], teacher]), tau) for student in p]
-        return lam * reference.mip(p, case.targets[kept]).sum() + mu * factor * torch.stack(pairs).sum()
-
     options = {"ce_weight": lam, "kd_weight": mu, "temperature": tau, "scale_by_temperature_squared": squared}
+    want = taught_definition(case, tau, lam, mu * (tau**2 if squared else 1.0))
     agree(taught_total(taught, case, **options), want, *case[:3])
 
 
@@ -717,6 +803,22 @@ def taught_survives_extreme_logits(taught: Function, case: Lesson, tau: float) -
 @identity(taught_eagerly, **TAUGHT)
 def taught_leaves_no_trace(taught: Function, case: Lesson, tau: float) -> None:
     leaves_no_trace(lambda *parts: taught(*parts[:7], valid=parts[7], temperature=tau), *case)
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_refuses_bad_input(taught: Function, case: Lesson, tau: float) -> None:
+    refuses_bad_input(taught, case, temperature=tau)
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_gives_gradients_twice(taught: Function, case: Lesson, tau: float) -> None:
+    gives_gradients_twice(taught_total(taught, case, temperature=tau), *case[:3])
+
+
+@identity(taught_eagerly, **TAUGHT)
+def taught_never_mistakes_a_second_derivative(taught: Function, case: Lesson, tau: float) -> None:
+    total = taught_total(taught, case, temperature=tau)
+    never_mistakes_a_second_derivative(total, taught_definition(case, tau, 1.0, 1.0), *case[:3])
 
 
 # Weights of losses.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ensemble_kd import functional as F
 from ensemble_kd.ensemble import EnsembleKD, Step
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses import (
     CCL,
     ICL,
@@ -200,6 +201,48 @@ def ap(logits: Tensor, attributes: Tensor, real: Tensor, fault: str = "") -> Ten
     return total if fault == "sum over attributes" else total / a
 
 
+class Faulty(torch.autograd.Function):
+    """The identity, with a fault in its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fault: str) -> Tensor:
+        ctx.fault, ctx.passed = fault, False
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
+        spent, ctx.passed = ctx.passed, True
+        if ctx.fault == "gradients given away once" and spent:
+            upstream = torch.zeros_like(upstream)
+        elif ctx.fault == "scaled gradients scaled again" and spent:
+            upstream = -3 * upstream
+        elif ctx.fault == "upstream gradient dropped":
+            upstream = torch.ones_like(upstream)
+        elif ctx.fault == "second derivatives are 0":
+            upstream = upstream.detach()
+        return upstream, None
+
+
+def refuse(
+    hidden: Tensor, v: int, targets: Tensor, valid: Tensor | None, tau: float, tile_rows: int | None, fault: str
+) -> None:
+    """The shared checks of the losses without logits; a fault lets one thing through."""
+    wrong = {
+        "hidden of whole numbers pass": not hidden.is_floating_point(),
+        "no target passes": not len(targets),
+        "targets of any type pass": targets.dtype != torch.int64,
+        "one target too many passes": targets.shape != hidden.shape[1:2],
+        "valid of any type passes": valid is not None and valid.dtype != torch.bool,
+        "any temperature passes": not 0 < tau < math.inf,
+        "any tile_rows pass": tile_rows is not None and tile_rows < 1,
+    }
+    if any(found for name, found in wrong.items() if name != fault):
+        raise EnsembleKDError("plain", "good input", "bad input", "Mend it.")
+    counted = targets if valid is None or valid.dtype != torch.bool else targets[valid]
+    if (counted.lt(0).any() and fault != "target -1 is the last item") or counted.ge(v).any():
+        raise EnsembleKDError("plain", "targets in [0, v)", "others", "Mend them.")
+
+
 def fused(
     hidden: Tensor,
     weight: Tensor,
@@ -215,6 +258,8 @@ def fused(
     tile_rows: int | None = None,
     fault: str = "",
 ) -> ItemLosses:
+    refuse(hidden, weight.shape[1], targets, valid, temperature, tile_rows, fault)
+    hidden = Faulty.apply(hidden, fault if fault == "second derivatives are 0" else "")
     if fault == "zeroes padded rows in place" and valid is not None:
         hidden *= valid[:, None]
     if valid is not None and fault != "valid ignored":
@@ -238,7 +283,7 @@ def fused(
         )
     coefficient = kd_weight * (ce_weight if fault == "KD times both weights" else 1.0)
     total = ce_weight * cross_entropy.sum() + (coefficient * distilled if kd_weight else 0.0)
-    return ItemLosses(total, cross_entropy, distilled)
+    return ItemLosses(Faulty.apply(total, fault), cross_entropy, distilled)
 
 
 def taught(
@@ -258,6 +303,8 @@ def taught(
     tile_rows: int | None = None,
     fault: str = "",
 ) -> ItemLosses:
+    refuse(hidden, weight.shape[1], targets, valid, temperature, tile_rows, fault)
+    hidden = Faulty.apply(hidden, fault if fault == "second derivatives are 0" else "")
     if fault == "zeroes padded rows in place" and valid is not None:
         queries *= valid[:, None]
     if valid is not None and fault != "valid ignored":
@@ -284,7 +331,8 @@ def taught(
             )
             distilled = distilled + share * (one / len(logits) if fault == "mean over students" else one)
     coefficient = kd_weight * (ce_weight if fault == "KD times both weights" else 1.0)
-    return ItemLosses(ce_weight * cross_entropy.sum() + coefficient * distilled, cross_entropy, distilled)
+    total = Faulty.apply(ce_weight * cross_entropy.sum() + coefficient * distilled, fault)
+    return ItemLosses(total, cross_entropy, distilled)
 
 
 def weighing(loss: Loss, fault: str = "") -> list[tuple[float, Loss]]:
@@ -413,6 +461,16 @@ FAMILIES: dict[Callable[..., Any], Family] = {
     next_item: following,
     model_step: plain_step,
 }
+REFUSALS = [
+    "hidden of whole numbers pass",
+    "no target passes",
+    "targets of any type pass",
+    "one target too many passes",
+    "valid of any type passes",
+    "any temperature passes",
+    "any tile_rows pass",
+    "target -1 is the last item",
+]
 # The identity -> the faults that it must notice in the family of its function.
 KILLS: dict[str, list[str]] = {
     "ce_is_minus_log_probability": ["softmax over targets", "smoothed towards item 0"],
@@ -475,6 +533,13 @@ KILLS: dict[str, list[str]] = {
     "fused_derives_itself": ["half of the gradient"],
     "fused_survives_extreme_logits": ["overflowing exp"],
     "fused_leaves_no_trace": ["zeroes padded rows in place"],
+    "fused_refuses_bad_input": REFUSALS,
+    "fused_gives_gradients_twice": [
+        "gradients given away once",
+        "scaled gradients scaled again",
+        "upstream gradient dropped",
+    ],
+    "fused_never_mistakes_a_second_derivative": ["second derivatives are 0"],
     "taught_is_kd_with_one_that_does_not_learn": [
         "half of the ordered pairs",
         "teacher not detached",
@@ -491,6 +556,13 @@ KILLS: dict[str, list[str]] = {
     "taught_skips_invalid_targets": ["valid ignored"],
     "taught_survives_extreme_logits": ["overflowing exp"],
     "taught_leaves_no_trace": ["zeroes padded rows in place"],
+    "taught_refuses_bad_input": REFUSALS,
+    "taught_gives_gradients_twice": [
+        "gradients given away once",
+        "scaled gradients scaled again",
+        "upstream gradient dropped",
+    ],
+    "taught_never_mistakes_a_second_derivative": ["second derivatives are 0"],
     "weights_are_linear": ["weights dropped"],
     "rank_is_a_count_of_rivals": ["exclude ignored", "a tie gives the target"],
     "rank_of_a_constant_scorer_is_last": ["a tie gives the target"],

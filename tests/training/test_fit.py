@@ -35,7 +35,8 @@ from ensemble_kd import (
 from ensemble_kd.data import BatchPlan, SequenceData, synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
-from ensemble_kd.losses import items, tiles
+from ensemble_kd.losses import compiled as compiling
+from ensemble_kd.losses import tiles
 from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay, clip_members_
 from ensemble_kd.training import state as checkpoints
 from ensemble_kd.training.log import RunLog
@@ -550,19 +551,19 @@ def test_a_best_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_exact_through_compiled_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused loss compiles from a size on, which is that of a call and not of a run's history."""
     compiled: list[bool] = []
-    choose = items.tile_function
+    choose = tiles.compiled_tile
 
-    def chosen(*args: Any) -> Any:
-        function = choose(*args)
-        compiled.append(function is not items.eager_tile)
+    def chosen(*args: Any, **options: Any) -> Any:
+        function = choose(*args, **options)
+        compiled.append(function is not None)
         return function
 
-    monkeypatch.setattr(items, "tile_function", chosen)
-    monkeypatch.setattr(tiles, "_COMPILE_FROM", 2 * V * 350)  # between the sizes of a run's batches
+    monkeypatch.setattr(tiles, "compiled_tile", chosen)
+    monkeypatch.setattr(compiling, "_COMPILE_FROM", 2 * V * 350)  # between the sizes of a run's batches
     whole = sasrec()
     expected = train(whole, output_dir=tmp_path / "whole", epochs=2)
-    if tiles.compile_status().startswith("eager"):
-        pytest.skip(tiles.compile_status())
+    if compiling.compile_status().startswith("eager"):
+        pytest.skip(compiling.compile_status())
     first, compiled[:] = list(compiled), []
     assert {True, False} == set(first)
 
@@ -575,7 +576,7 @@ def test_exact_through_compiled_losses(tmp_path: Path, monkeypatch: pytest.Monke
     compiled[:] = []
     model = sasrec()
     torch._dynamo.reset()
-    tiles._compiled_tile.cache_clear()
+    compiling._compiled.cache_clear()
     got = train(model, output_dir=tmp_path / "parts", epochs=2, resume=True)
     assert compiled == first[5:]
     assert_ends_as((whole, expected, tmp_path / "whole"), tmp_path / "parts", model, got)
