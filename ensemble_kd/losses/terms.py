@@ -1,17 +1,19 @@
 """The auxiliary losses of EMKD as values: small, frozen, and an algebra.
 
-``AP() + 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3))`` is an object that says what to compute. A loss declares
-what it needs (``needs``), so that a training step computes only that. The maths is in ``functional`` and ``items``.
+``AP() + 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3))`` is an object that describes what to compute. A loss
+declares what it needs (``needs``), so that a training step computes only that. The maths is in ``functional`` and
+``items``.
 """
 
 from __future__ import annotations
 
-import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 from typing_extensions import override
 
+from ensemble_kd.arguments import choice, number
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
 
@@ -19,23 +21,11 @@ Need = Literal["anchor", "views", "logits", "attributes"]
 LossName = Literal["ap", "icl", "ccl", "kd"]
 
 
-def _check_number(where: str, value: object, *, low: float, inclusive: bool) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not (value > low or (inclusive and value == low)):  # type: ignore[operator]
-        sign = ">=" if inclusive else ">"
-        raise EnsembleKDError(where, f"a finite number {sign} {low:g}", repr(value), "Pass such a number.")
-
-
-def _check_choice(where: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise EnsembleKDError(where, " or ".join(map(repr, choices)), repr(value), "Choose one of these.")
-
-
 class Loss:
-    """What every loss can do: be added, be scaled by a number >= 0, list its weighted terms."""
+    """A loss: it can be added, be scaled by a number >= 0, and list its weighted terms."""
 
     def weighted(self) -> tuple[tuple[float, Term], ...]:
-        """The terms with their weights, equal terms merged, in the order in which they were written."""
+        """Return the terms with their weights, in the order in which they were written; equal terms are merged."""
         raise NotImplementedError
 
     def __add__(self, other: object) -> Loss:
@@ -51,10 +41,10 @@ class Loss:
     __radd__ = __add__
 
     def __mul__(self, weight: object) -> Loss:
-        if not isinstance(weight, int | float):
+        if not isinstance(weight, numbers.Real):
             return NotImplemented
-        _check_number("weight of a loss", weight, low=0.0, inclusive=True)
-        return _sum(tuple((float(weight) * own, term) for own, term in self.weighted()))
+        factor = number("losses", "the weight of a loss", weight, least=0)
+        return _sum(tuple((factor * own, term) for own, term in self.weighted()))
 
     __rmul__ = __mul__
 
@@ -80,7 +70,7 @@ class Term(Loss):
 
 @dataclass(frozen=True)
 class LossSum(Loss):
-    """A weighted sum of terms; made by ``+`` and ``*``, not by hand."""
+    """A weighted sum of terms, as ``+`` and ``*`` make it."""
 
     terms: tuple[tuple[float, Term], ...]
 
@@ -93,15 +83,15 @@ class LossSum(Loss):
 
 
 def _sum(terms: tuple[tuple[float, Term], ...]) -> Loss:
-    """One term of weight 1 is the term itself, so that what prints alike is equal."""
+    """Return the sum of weighted terms. One term of weight 1 is the term itself: what prints alike is equal."""
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else LossSum(terms)
 
 
 @dataclass(frozen=True, repr=False)
 class AP(Term):
-    """Attribute prediction, Eqs. 9-11. Needs ``item_attributes``.
+    """Attribute prediction, Eqs. 9–11. It needs ``item_attributes``.
 
-    Differs from the authors' code, which uses the masked positions of the last view only.
+    Where we differ: the authors' code uses the masked positions of the last view only.
 
     Examples:
         >>> AP() + 0.5 * KD(temperature=2.0)
@@ -122,17 +112,17 @@ class _Contrastive(Term):
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        _check_number(f"{where}: temperature", self.temperature, low=0.0, inclusive=False)
-        _check_choice(f"{where}: pool", self.pool, get_args(Pool))
-        _check_choice(f"{where}: variant", self.variant, get_args(Variant))
+        _set_temperature(self)
+        choice(where, "pool", self.pool, get_args(Pool))
+        choice(where, "variant", self.variant, get_args(Variant))
 
 
 @dataclass(frozen=True, repr=False)
 class ICL(_Contrastive):
-    """Intra-network contrastive learning, Eqs. 12-13: a member's views against the other sequences of the batch.
+    """Intra-network contrastive learning, Eqs. 12–13: a member's views against the other sequences of the batch.
 
     Args:
-        temperature: tau, > 0.
+        temperature: τ, > 0.
         pool: H(s) as the whole sequence ("flatten", the paper), its "mean" or its "last" position.
         variant: "paper", or "reference_code" for the formula of the authors' public code.
 
@@ -146,7 +136,7 @@ class ICL(_Contrastive):
 
 @dataclass(frozen=True, repr=False)
 class CCL(_Contrastive):
-    """Cross-network contrastive learning, Eqs. 14-15: member x's anchors against member y's views. Arguments as ICL.
+    """Cross-network contrastive learning, Eqs. 14–15: member x's anchors against member y's views. Arguments as ICL.
 
     Examples:
         >>> 0.1 * (ICL() + CCL(pool="mean"))
@@ -158,17 +148,17 @@ class CCL(_Contrastive):
 
 @dataclass(frozen=True, repr=False)
 class KD(Term):
-    """Knowledge distillation between members' item predictions, Eqs. 16-18, with teachers cut off from the gradient.
+    """Knowledge distillation between members' item predictions, Eqs. 16–18, with teachers cut off from the gradient.
 
     Args:
-        temperature: tau of Eq. 16, > 0.
-        scale_by_temperature_squared: multiply by tau^2, as Hinton et al. (2015) do and the paper does not.
+        temperature: τ of Eq. 16, > 0.
+        scale_by_temperature_squared: multiply by τ², as Hinton et al. (2015) do and the paper does not.
 
     Examples:
         >>> KD(temperature=0)
         Traceback (most recent call last):
             ...
-        ensemble_kd.errors.EnsembleKDError: KD: temperature: expected a finite number > 0, got 0. Pass such a number.
+        ensemble_kd.errors.EnsembleKDError: KD: expected temperature, a finite number > 0, got 0. Pass such a number.
     """
 
     temperature: float = 0.3
@@ -178,14 +168,19 @@ class KD(Term):
     needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     def __post_init__(self) -> None:
-        _check_number("KD: temperature", self.temperature, low=0.0, inclusive=False)
+        _set_temperature(self)
+
+
+def _set_temperature(term: KD | _Contrastive) -> None:
+    """Check the temperature and make it a ``float``: a NumPy number would print as what nobody types."""
+    object.__setattr__(term, "temperature", number(type(term).__name__, "temperature", term.temperature, above=0))
 
 
 def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
-    """The terms of a sum that count, by name; terms of weight 0 are left out, since they need not be computed.
+    """Return the terms of a sum by name, without terms of weight 0, which need not be computed.
 
     Raises:
-        EnsembleKDError: not a loss, or two terms of one name with different settings.
+        EnsembleKDError: ``losses`` is no loss, or two terms of one name have different settings.
 
     Examples:
         >>> terms_by_name(0.1 * ICL() + 0 * KD())
@@ -213,7 +208,7 @@ def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
 
 
 def scale_transfer(losses: Loss, share: float) -> Loss:
-    """The same sum with the weights of what passes between members, or between views, times ``share``: ICL, CCL, KD.
+    """Return the sum with ``share`` of the weight of ICL, CCL and KD, which pass between members or between views.
 
     Examples:
         >>> scale_transfer(AP() + 0.2 * ICL() + 0.5 * KD(temperature=1.0), 0.5)

@@ -634,11 +634,11 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a temperature of 0": (
         lambda: ICL(temperature=0.0),
-        "ICL: temperature: expected a finite number > 0, got 0.0. Pass such a number.",
+        "ICL: expected temperature, a finite number > 0, got 0.0. Pass such a number.",
     ),
     "a negative weight": (
         lambda: -1.0 * KD(),
-        "weight of a loss: expected a finite number >= 0, got -1.0. Pass such a number.",
+        "losses: expected the weight of a loss, a finite number >= 0, got -1.0. Pass such a number.",
     ),
     "k = 0": (
         lambda: make().recommend(IDS, k=0),

@@ -7,6 +7,7 @@ import math
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,6 +98,12 @@ def test_sums_and_weights_are_those_of_numbers(x: Loss, y: Loss, z: Loss, a: flo
     assert x + 0 == x == 0 + x
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.float64, int])
+def test_numbers_of_other_kinds_are_numbers(kind: Any) -> None:
+    assert repr(KD(temperature=kind(2))) == "KD(temperature=2.0)"
+    assert repr(ICL() * kind(2)) == "2.0 * ICL(temperature=0.3)"
+
+
 @given(losses)
 def test_losses_are_values(loss: Loss) -> None:
     assert pickle.loads(pickle.dumps(loss)) == loss == copy.deepcopy(loss)
@@ -139,43 +146,43 @@ NAN, INF = float("nan"), float("inf")
 REFUSED: dict[str, tuple[Any, str]] = {
     "negative weight": (
         lambda: -0.1 * ICL(),
-        "weight of a loss: expected a finite number >= 0, got -0.1. Pass such a number.",
+        "losses: expected the weight of a loss, a finite number >= 0, got -0.1. Pass such a number.",
     ),
     "weight nan": (
         lambda: NAN * ICL(),
-        "weight of a loss: expected a finite number >= 0, got nan. Pass such a number.",
+        "losses: expected the weight of a loss, a finite number >= 0, got nan. Pass such a number.",
     ),
     "weight inf": (
         lambda: ICL() * INF,
-        "weight of a loss: expected a finite number >= 0, got inf. Pass such a number.",
+        "losses: expected the weight of a loss, a finite number >= 0, got inf. Pass such a number.",
     ),
     "weight True": (
         lambda: True * ICL(),
-        "weight of a loss: expected a finite number >= 0, got True. Pass such a number.",
+        "losses: expected the weight of a loss, a finite number >= 0, got True. Pass such a number.",
     ),
     "temperature 0": (
         lambda: ICL(temperature=0),
-        "ICL: temperature: expected a finite number > 0, got 0. Pass such a number.",
+        "ICL: expected temperature, a finite number > 0, got 0. Pass such a number.",
     ),
     "temperature negative": (
         lambda: CCL(temperature=-1.0),
-        "CCL: temperature: expected a finite number > 0, got -1.0. Pass such a number.",
+        "CCL: expected temperature, a finite number > 0, got -1.0. Pass such a number.",
     ),
     "temperature nan": (
         lambda: KD(temperature=NAN),
-        "KD: temperature: expected a finite number > 0, got nan. Pass such a number.",
+        "KD: expected temperature, a finite number > 0, got nan. Pass such a number.",
     ),
     "temperature text": (
         lambda: KD(temperature="0.3"),  # type: ignore[arg-type]
-        "KD: temperature: expected a finite number > 0, got '0.3'. Pass such a number.",
+        "KD: expected temperature, a finite number > 0, got '0.3'. Pass such a number.",
     ),
     "pool": (
         lambda: ICL(pool="max"),  # type: ignore[arg-type]
-        "ICL: pool: expected 'flatten' or 'mean' or 'last', got 'max'. Choose one of these.",
+        "ICL: expected pool 'flatten', 'mean' or 'last', got 'max'. Choose one of these.",
     ),
     "variant": (
         lambda: CCL(variant="code"),  # type: ignore[arg-type]
-        "CCL: variant: expected 'paper' or 'reference_code', got 'code'. Choose one of these.",
+        "CCL: expected variant 'paper' or 'reference_code', got 'code'. Choose one of these.",
     ),
     "two settings": (
         lambda: terms_by_name(KD() + KD(temperature=1.0)),
