@@ -8,15 +8,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ensemble_kd.ensemble.contract import check_output, probe
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.stacking import build_members, duplicate
 from ensemble_kd.testing.subject import Subject, difference
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+from ensemble_kd.torch_private import dropout_rate
 
 
 class NotApplicableError(Exception):
@@ -90,9 +88,7 @@ def dropout(subject: Subject) -> str:
         with stack.undisturbed(), torch.no_grad():
             torch.manual_seed(draw)
             outs.append(subject.real(stack.train().call_member(0, ids), ids))
-    asked = [
-        name for name, module in subject.members[0].named_modules() if isinstance(module, DROPOUTS) and module.p > 0
-    ]
+    asked = [name for name, module in subject.members[0].named_modules() if dropout_rate(module) > 0]
     if not torch.equal(*outs):
         return "Random in training, not in evaluation."
     if asked:

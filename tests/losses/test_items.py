@@ -138,6 +138,7 @@ def test_autocast_chooses_the_products_and_nothing_else(dtype):
     assert_same(actual, gradients(full.total, *inputs[:3]), rtol=0.05, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns about its own deprecations
 @pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])

@@ -27,7 +27,7 @@ def drawn(n: int, t: int, d: int, e: int, v: int, seed: int) -> dict[str, Tensor
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=COMPILER)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[COMPILER, pytest.mark.slow])])
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
 def test_gradients_are_those_of_the_teachers_kl(tau: float, compiled: bool) -> None:
     """autograd through KL(teacher || student) alone, of logits that are all there."""

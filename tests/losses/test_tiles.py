@@ -98,16 +98,15 @@ def test_a_second_derivative_is_refused(name: str) -> None:
 def error_in_float16(name: str, few: bool) -> float:
     """The largest relative error in the gradients of items that no target is, from float16 products.
 
-    Each is a sum over a thousand targets of probabilities over their number, all about 3e-7.
+    Each is a sum over 400 targets of probabilities over their number, all about 3e-7.
     """
-    *inputs, targets = problem(2, 1200, 4, 3000, torch.float32)
-    hidden, weight, bias = ((0.1 * x).detach().requires_grad_() for x in inputs)
-    valid = torch.arange(1200) % 60 == 0 if few else None
-    others = ~torch.isin(torch.arange(3000), targets)
-    half, exact = (
-        gradients(LOSSES[name](hidden, weight, bias, targets, valid=valid, product_dtype=dtype).total, weight, bias)
-        for dtype in (torch.float16, torch.float32)
-    )
+    hidden, weight, bias, targets = problem(2, 400, 4, 90, torch.float32)
+    others = torch.arange(90) >= 30
+    hidden, weight, bias, targets = 0.1 * hidden, 0.1 * weight, 0.1 * bias - 5.5 * others, targets % 30
+    hidden, weight, bias = (x.detach().requires_grad_() for x in (hidden, weight, bias))
+    valid = torch.arange(400) % 20 == 0 if few else None
+    loss = partial(LOSSES[name], hidden, weight, bias, targets, valid=valid, kd_weight=0.01)  # teachers are not peaked
+    half, exact = (gradients(loss(product_dtype=dtype).total, weight, bias) for dtype in (torch.float16, torch.float32))
     parts = [(x[:, others], y[:, others]) for x, y in zip(half, exact, strict=True)]
     return max(float((x - y).norm() / y.norm()) for x, y in parts)
 
@@ -163,6 +162,7 @@ def test_bad_input_is_refused(name: str, change: dict[str, Any], text: str) -> N
         LOSSES[name](**(given | change))
 
 
+@pytest.mark.slow
 def test_only_a_compilation_loads_the_compiler() -> None:
     """It would take over a second of every import."""
     code = """
