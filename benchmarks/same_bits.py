@@ -18,7 +18,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, MaskedItem, NextItem, fit
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    MaskedItem,
+    NextItem,
+    fit,
+)
 from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec

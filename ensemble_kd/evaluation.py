@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data import AnySequences, SequenceData, Split, left_padded
-from ensemble_kd.distributed.shards import gathered
+from ensemble_kd.distributed import (
+    Place,
+    gather_members,
+    gathered,
+    sum_members_,
+    sum_rows,
+)
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
@@ -79,6 +85,7 @@ def evaluate(
     max_len: int | None = None,
     batch_size: int = 512,
     precision: Precision = "float32",
+    place: Place | None = None,
 ) -> Evaluation:
     """Rank each user's held-out item among all items, by every member and by the ensemble.
 
@@ -95,6 +102,7 @@ def evaluate(
             where it reads any number.
         batch_size: users at a time.
         precision: "bfloat16" runs the encoder under autocast; scores are float32.
+        place: this process among those that share the users; None: ``model.place``.
 
     Returns:
         Metrics and ranks of "member 0", ..., "ensemble".
@@ -116,17 +124,19 @@ def evaluate(
     if data.num_items != model.num_items:
         fix = "Build the model with num_items=data.num_items."
         raise EnsembleKDError("evaluate", f"data of {model.num_items} items, as the model", str(data.num_items), fix)
+    place = model.place if place is None else place
     shown, training = _shown(model, max_len), model.training
     model.eval()
     try:
         with gathered(model):
             found = torch.cat(
-                [_ranks_of(model, each, split, exclude, shown, batch_size, precision) for each in data.pieces()], dim=1
+                [_ranks_of(model, each, split, exclude, shown, batch_size, precision, place) for each in data.pieces()],
+                dim=1,
             )
     finally:
         model.train(training)
-    found = model.ranks.sum_rows(found)
-    found = torch.cat([model.ranks.gather_members(found[:-1]), found[-1:]])
+    found = sum_rows(found, place)
+    found = torch.cat([gather_members(found[:-1], place), found[-1:]])
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
     return Evaluation(
@@ -142,6 +152,7 @@ def _ranks_of(
     shown: int,
     batch_size: int,
     precision: Precision,
+    place: Place,
 ) -> Tensor:
     """Ranks by the members held here and by the ensemble, (n + 1, users); 0 for users that other processes rank."""
     device = model.device
@@ -155,7 +166,7 @@ def _ranks_of(
     found = torch.zeros(n + 1, len(inputs), dtype=torch.int64)
     rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
     scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
-    for users in model.ranks.own(order.split(batch_size)):
+    for users in place.own(order.split(batch_size)):
         ids = inputs[users, -int(lengths[users].max()) :]
         seen = None if exclude == "none" else ids
         if exclude == "history":
@@ -169,7 +180,7 @@ def _ranks_of(
             for i in range(n):
                 torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
             torch.mean(tile[:n], 0, out=tile[n])
-            model.ranks.sum_members_(tile[n])  # a positive factor changes no rank
+            sum_members_(tile[n], place)  # a positive factor changes no rank
             found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
     return found
 
@@ -216,6 +227,5 @@ def _shown(model: EnsembleKD, max_len: int | None) -> int:
     """Columns of input: no more than the encoder reads once the objective has made its query of them."""
     if model.max_len is None:
         return max_len or LONGEST
-    query = model.objective.query(torch.ones(1, 1, dtype=torch.long), mask_token=1, max_len=None)
-    room = max(1, model.max_len - (query.shape[1] - 1))
+    room = max(1, model.max_len - model.objective.query_columns)
     return min(max_len or room, room)

@@ -25,8 +25,13 @@ from ensemble_kd import (
     fit,
 )
 from ensemble_kd.data import SequenceData, read_text, synthetic
-from ensemble_kd.distributed import Ranks, process_group, restarted
-from ensemble_kd.distributed.shards import gathered, shard
+from ensemble_kd.distributed import (
+    Place,
+    gathered,
+    process_group,
+    restarted,
+    shard,
+)
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
 from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
@@ -134,7 +139,7 @@ def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any
 
 def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
     """Train, evaluate on the test items, recommend, and draw the curves; in all processes that torchrun started."""
-    with process_group(), nullcontext() if Ranks.world().is_first else redirect_stdout(None):  # one process reports
+    with process_group(), nullcontext() if Place.world().is_first else redirect_stdout(None):  # one process reports
         _run(args, encoder, objective)
 
 
@@ -146,7 +151,7 @@ def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> No
     result = fit(model, data, **options, output_dir=args.output, resume=args.resume or restarted())
     minutes = (time.monotonic() - started) / 60
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
-    if model.ranks.is_first:
+    if model.place.is_first:
         draw_curves(result.history, args.output / "curves.png")
 
 
@@ -159,7 +164,7 @@ def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weig
     members = [test.rows[f"member {i}"]["NDCG@10"] for i in range(args.n)]
     gain = test.rows["ensemble"]["NDCG@10"] / max(sum(members) / args.n, 1e-9) - 1
     print(f"NDCG@10 of the ensemble over its members' mean: {gain:+.1%}. Trained in {minutes:.1f} minutes.")
-    if model.ranks.is_first:
+    if model.place.is_first:
         (args.output / "test.json").write_text(json.dumps({"protocol": test.protocol, "rows": rows}, indent=1) + "\n")
 
     seen = data.inputs("test", data.max_history)[:1]

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.arguments import choice, is_whole, number, ratio, whole
+from ensemble_kd.arguments import (
+    choice,
+    is_whole,
+    number,
+    ratio,
+    whole,
+)
 
 INTEGERS = [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3, dtype=torch.int32)]
 NOT_WHOLE = [True, np.True_, np.array(True), torch.tensor(True), 3.0, np.float64(3), torch.tensor(3.0), "3", b"3", None]

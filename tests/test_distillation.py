@@ -63,9 +63,9 @@ def test_spliced_sequences_teach_by_what_the_teacher_says_alone(monkeypatch: Any
     monkeypatch.setattr(distillation, "splice", lambda ids, generator: ids)
     seen = []
 
-    def first_step(model: EnsembleKD, data: Any, **_: Any) -> Any:
+    def first_step(model: EnsembleKD, data: Any, *, loss: Any, **_: Any) -> Any:
         ids = DATA.inputs("train", 10)
-        step = model.loss(ids, generator=torch.Generator().manual_seed(0))
+        step = model.loss(ids, generator=torch.Generator().manual_seed(0), item_loss=loss)
         seen.append((step.total.item(), {name: float(value) for name, value in step.terms.items()}))
         raise KeyboardInterrupt
 

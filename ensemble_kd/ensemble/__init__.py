@@ -1,6 +1,24 @@
 """``EnsembleKD``: the parts put together."""
 
-from ensemble_kd.ensemble.contract import Attributes
-from ensemble_kd.ensemble.model import EnsembleKD, Step, default_losses
+from ensemble_kd.ensemble.contract import Attributes, check_output, probe, size_of
+from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addresses
+from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
+from ensemble_kd.ensemble.model import EnsembleKD, default_losses
+from ensemble_kd.ensemble.step import Step
 
-__all__ = ["Attributes", "EnsembleKD", "Step", "default_losses"]
+__all__ = [
+    "Attributes",
+    "Classifier",
+    "EnsembleKD",
+    "ItemLoss",
+    "Mutual",
+    "Step",
+    "Weighting",
+    "check_output",
+    "checksum",
+    "default_losses",
+    "fingerprint",
+    "probe",
+    "size_of",
+    "without_addresses",
+]

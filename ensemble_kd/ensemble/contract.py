@@ -6,18 +6,20 @@ hidden states (b, l, d), or (b, d) for the newest position alone.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import get_protocol_members
 
 from ensemble_kd.arguments import is_whole
 from ensemble_kd.errors import EnsembleKDError, first_line
+from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import StackedModule
 
 
 class Attributes(Protocol):
-    """Which attributes each item has; ``ensemble_kd.data.ItemAttributes`` is one."""
+    """The attributes of each item; ``ensemble_kd.data.ItemAttributes`` is one."""
 
     @property
     def num_attributes(self) -> int:
@@ -30,16 +32,58 @@ class Attributes(Protocol):
         ...
 
 
-def positive(name: str, value: object) -> int:
-    """``value``, a whole number >= 1.
+def size_of(member: nn.Module, name: str, given: int | None) -> int:
+    """Return a size that the caller gave, or else the encoder's attribute of that name.
 
     Raises:
-        EnsembleKDError: for anything else.
+        EnsembleKDError: neither is a whole number >= 1.
     """
-    if not (is_whole(value) and value >= 1):
+    value: Any = given if given is not None else getattr(member, name, None)
+    if not is_whole(value) or value < 1:
         fix = f"Pass {name}=..., or give the encoder an attribute of that name."
         raise EnsembleKDError("EnsembleKD", f"a whole number {name} >= 1", repr(value), fix)
     return int(value)
+
+
+def check_objective(objective: object, *, num_items: int, newest_only: bool) -> None:
+    """Refuse an objective that lacks a part, samples more negatives than there are items, or does not fit the encoder.
+
+    Raises:
+        EnsembleKDError: names the part.
+    """
+    where, fix = "objective", "Pass one, such as objective=NextItem()."
+    if isinstance(objective, type) or not callable(getattr(objective, "draw", None)):
+        raise EnsembleKDError(where, "MaskedItem(...) or NextItem(...)", repr(objective), fix)
+    if not isinstance(objective, Objective):
+        lacking = [name for name in sorted(get_protocol_members(Objective)) if not hasattr(objective, name)]
+        fix = "ensemble_kd.objectives.Objective lists all that an objective of your own needs."
+        raise EnsembleKDError(where, "all members of an Objective", f"none of {', '.join(lacking)}", fix)
+    if objective.negatives is not None and objective.negatives > num_items:
+        expected, fix = f"1 <= negatives <= {num_items} (num_items)", "Pass None for the full softmax."
+        raise EnsembleKDError(where, expected, objective.negatives, fix)
+    if newest_only and objective.needs_states:
+        fix = "Masked positions need a hidden state each: train this encoder with objective=NextItem()."
+        got = "one that returns (b, d)"
+        raise EnsembleKDError(type(objective).__name__, "an encoder that returns (b, l, d)", got, fix)
+
+
+def check_tie(encoder: StackedModule, classifier: str, *, num_items: int, d: int) -> str | None:
+    """Return the name of the parameter that a classifier is tied to; None for "linear", with weights of its own.
+
+    Raises:
+        EnsembleKDError: there is no such embedding, or it has another shape.
+    """
+    if classifier == "linear":
+        return None
+    where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
+    name = f"{'item_embedding' if classifier == 'tied' else classifier}.weight"
+    table = encoder.stacked_parameter(name)
+    if table is None:
+        raise EnsembleKDError(where, "'linear', 'tied' or the path of an embedding", repr(classifier), fix)
+    if table.shape[1:] != (num_items + 2, d):
+        expected, got = f"an embedding of shape {(num_items + 2, d)}", f"{name} of shape {tuple(table.shape[1:])}"
+        raise EnsembleKDError(where, expected, got, fix)
+    return name
 
 
 def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) -> None:

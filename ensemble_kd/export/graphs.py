@@ -39,14 +39,14 @@ class Scorer(nn.Module):
 
     def __init__(self, model: EnsembleKD, k: int | None = None) -> None:
         super().__init__()
-        model.ranks.require_whole("export")
+        model.place.require_whole("export")
         self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
         weight, bias = model.classifier_weights()
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", bias.detach().mean(0))
         self.objective, self.mask_token, self.newest_only = model.objective, model.mask_token, model.newest_only
         self.k = k
-        self.columns = None if model.max_len is None else model.max_len - (_query_columns(model) - 1)
+        self.columns = None if model.max_len is None else model.max_len - model.objective.query_columns
         self.eval()
 
     def forward(self, item_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -63,11 +63,6 @@ class Scorer(nn.Module):
             scores = scores + newest.to(weight.dtype) @ weight.T / len(self.members)
         scores = nn.functional.pad(scores, (1, 0), value=-torch.inf)
         return scores if self.k is None else tuple(scores.topk(self.k))  # type: ignore[return-value]
-
-
-def _query_columns(model: EnsembleKD) -> int:
-    """Columns of the query of one item: 2 where the objective appends a [mask]."""
-    return model.objective.query(torch.ones(1, 1, dtype=torch.long), mask_token=1, max_len=None).shape[1]
 
 
 def to_program(model: EnsembleKD, *, k: int | None = None) -> torch.export.ExportedProgram:

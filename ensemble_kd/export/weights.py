@@ -54,7 +54,7 @@ def save(model: EnsembleKD, folder: str | PathLike[str]) -> Path:
     """
     import safetensors.torch
 
-    model.ranks.require_whole("save")
+    model.place.require_whole("save")
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors, storages = {}, {}
@@ -79,7 +79,7 @@ def _configuration(model: EnsembleKD) -> dict[str, Any]:
         "n": len(model),
         "num_items": model.num_items,
         "max_len": model.max_len,
-        "num_attributes": model.num_attributes,
+        "num_attributes": 0 if model.item_attributes is None else model.item_attributes.num_attributes,
         "classifier": model.classifier,
         "objective": {"name": objective, **asdict(model.objective)} if known else None,  # type: ignore[call-overload]
         "losses": [

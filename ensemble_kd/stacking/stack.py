@@ -16,9 +16,21 @@ from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import seeded
-from ensemble_kd.stacking.backends import Backend, call_all, call_one, decide, vmap_obstacle
+from ensemble_kd.stacking.backends import (
+    Backend,
+    call_all,
+    call_one,
+    decide,
+    vmap_obstacle,
+)
 from ensemble_kd.stacking.build import check_members, duplicate, leave_weightless
-from ensemble_kd.torch_private import is_batch_norm, own_buffers, own_children, own_parameters, unsaved_buffers
+from ensemble_kd.torch_private import (
+    is_batch_norm,
+    own_buffers,
+    own_children,
+    own_parameters,
+    unsaved_buffers,
+)
 
 
 class StackedModule(nn.Module):

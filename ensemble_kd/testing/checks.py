@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ensemble_kd.ensemble.contract import check_output, probe
+from ensemble_kd.ensemble import check_output, probe
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.stacking import build_members, duplicate

@@ -13,7 +13,13 @@ from torch import nn
 from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.seeding import seeded
-from ensemble_kd.testing.checks import BASIC, COMPARING, LATER, NotApplicableError, WrongError
+from ensemble_kd.testing.checks import (
+    BASIC,
+    COMPARING,
+    LATER,
+    NotApplicableError,
+    WrongError,
+)
 from ensemble_kd.testing.subject import Subject
 
 Verdict = Literal["ok", "wrong", "not applicable"]

@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.ensemble import EnsembleKD
-from ensemble_kd.ensemble.contract import positive
+from ensemble_kd.ensemble import EnsembleKD, size_of
 from ensemble_kd.objectives import NextItem
 from ensemble_kd.seeding import seeded
 from ensemble_kd.stacking import StackedModule, build_members, duplicate
@@ -47,9 +46,9 @@ class Subject:
         self.members = build_members(self.encoder_fn, 2, seed=self.seed)
         first = self.members[0]
         known = self.given_items if self.given_items is not None else getattr(first, "num_items", None)
-        self.num_items = positive("num_items", known)
+        self.num_items = size_of(first, "num_items", known)
         length = self.max_len if self.max_len is not None else getattr(first, "max_len", None)
-        self.longest = 10 if length is None else min(positive("max_len", length), LONGEST)
+        self.longest = 10 if length is None else min(size_of(first, "max_len", length), LONGEST)
         self.causal = bool(getattr(first, "causal", False))
         self.device = next((t.device for t in first.parameters()), torch.device("cpu"))
         return first
@@ -112,7 +111,7 @@ class Subject:
 
     def loss(self, model: EnsembleKD, *, backward: bool = False) -> float:
         """Return the training loss, each time from the same random numbers and buffers."""
-        shortest = 2 if isinstance(model.objective, NextItem) else 1
+        shortest = model.objective.min_items
         length = max(self.longest, shortest)  # next-item training reads one item less than a window has
         ids = self.ids(8, length, padded=False)
         ids[4:, : length - shortest] = 0

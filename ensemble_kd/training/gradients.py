@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ensemble_kd.distributed.place import beside, whole
+from ensemble_kd.distributed import beside, whole
 from ensemble_kd.torch_private import sparse_parts
 
 

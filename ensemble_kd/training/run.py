@@ -6,8 +6,7 @@ Those with a training loop of their own need only ``model.loss(item_ids).total``
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,11 +16,19 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.data import AnySequences, BatchPlan, BlockPlan
-from ensemble_kd.distributed import Ranks
-from ensemble_kd.distributed.data_parallel import SpreadLoss
-from ensemble_kd.distributed.place import whole
-from ensemble_kd.distributed.shards import own_moments, own_shards
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.distributed import (
+    Place,
+    SpreadLoss,
+    agree,
+    gather_members,
+    gather_objects,
+    gather_states,
+    own_moments,
+    own_shards,
+    own_states,
+    whole,
+)
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import (
     Evaluation,
@@ -30,8 +37,6 @@ from ensemble_kd.evaluation import (
     autocast,
     evaluate,
 )
-from ensemble_kd.losses import Loss, scale_transfer
-from ensemble_kd.objectives import NextItem
 from ensemble_kd.seeding import member_seed, random_state, seeded, set_random_state
 from ensemble_kd.training import state as checkpoints
 from ensemble_kd.training.gradients import clip_members_
@@ -79,6 +84,7 @@ def fit(
     callback: Callback | None = None,
     progress: bool = True,
     seed: int = 0,
+    loss: ItemLoss | None = None,
 ) -> FitResult:
     """Train with Adam, validate after every epoch, and leave the weights of the best epoch (NDCG@10) in the model.
 
@@ -120,6 +126,8 @@ def fit(
             since the entry before (of a step), or over the epoch (``entry["train"]``). Every process calls its own.
         progress: show a bar with losses and speed (needs tqdm, the extra ``train``).
         seed: of the order, masks and dropout. The global random state is left as it was.
+        loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other, is the
+            default; ``FromTeacher(ensemble)``, from another ensemble; or an ``ItemLoss`` of your own.
 
     Returns:
         The best epoch (from 0), its validation metrics, and an entry for each epoch.
@@ -159,58 +167,46 @@ def fit(
         progress=progress,
         seed=seed,
     )
-    with _joined(model):
-        run, training, losses = _Run(model, data, settings), model.training, model.losses
-        try:
-            with seeded(seed if model.ranks.is_first else member_seed(seed, model.ranks.rank, stream=3)):
-                return run.train()
-        finally:
-            run.log.close()
-            model.train(training)
-            if transfer is not None:
-                model.losses = losses
-
-
-@contextmanager
-def _joined(model: EnsembleKD) -> Iterator[None]:
-    """Within the block, the rows of a batch are spread over all processes, where there are several."""
-    before = model.ranks
-    if before.size == 1:
-        model.ranks = Ranks.world()
+    # Where there are several processes, the rows of a batch are spread over all of them.
+    place = model.place if model.place.size > 1 else Place.world()
+    run, training = _Run(model, data, settings, place, Mutual() if loss is None else loss), model.training
     try:
-        yield
+        with seeded(seed if place.is_first else member_seed(seed, place.rank, stream=3)):
+            return run.train()
     finally:
-        model.ranks = before
+        run.log.close()
+        model.train(training)
 
 
 class _Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
-    def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings) -> None:
+    def __init__(
+        self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place, item_loss: ItemLoss
+    ) -> None:
         self.model, self.data, self.settings, self.device = model, data, settings, model.device
+        self.place, self.item_loss = place, item_loss
         if data.num_items != model.num_items:
             fix = "Build the model with num_items=data.num_items."
             raise EnsembleKDError("fit", f"data of {model.num_items} items, as the model", data.num_items, fix)
         window = _window(model, settings.window)
-        shortest = 2 if isinstance(model.objective, NextItem) else 1
-        self.losses = model.losses
-        windows = data.train_windows(window, settings.window_step, min_len=shortest)
+        windows = data.train_windows(window, settings.window_step, min_len=model.objective.min_items)
         self.windows = windows.to(self.device) if isinstance(windows, Tensor) else windows
-        self.ranks, least = model.ranks, max(2, model.ranks.data_size)
+        least = max(2, place.data_size)
         if len(self.windows) < least:
             fix = "Use more data, or a longer history a user."
             raise EnsembleKDError("fit", f"at least {least} training windows", len(self.windows), fix)
-        if settings.batch_size < self.ranks.data_size:
+        if settings.batch_size < self.place.data_size:
             fix = "Every process needs a row: use a larger batch, or fewer processes."
-            raise EnsembleKDError("fit", f"batch_size >= {self.ranks.data_size}", settings.batch_size, fix)
+            raise EnsembleKDError("fit", f"batch_size >= {self.place.data_size}", settings.batch_size, fix)
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
-        told = self.ranks.gather_objects(settings.fingerprint(model, data, window))
+        told = gather_objects(settings.fingerprint(model, data, window, place, item_loss), place)
         self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.loss = SpreadLoss(model, by_length=settings.by_length)
+        self.loss = SpreadLoss(model, place, tables=_sparse_tables(model), constant=["attribute_table"])
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
-        first = self.ranks.is_first
+        first = self.place.is_first
         self.log = RunLog(self.folder if first else None, settings.callback, settings.progress and first)
         self.epoch = self.batch = self.step = 0
         self.train_s = 0.0  # of this epoch, up to ``started``
@@ -225,12 +221,12 @@ class _Run:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         resume = self.folder is not None and self.settings.resume and (self.folder / "last.pt").exists()
-        if self.ranks.agree(resume):
+        if agree(resume, self.place):
             self._resume()
         else:
             self.log.open(entries=0, step=0)
             self._save()  # so that an earlier run's checkpoint is not resumed in place of this one
-            if self.folder is not None and self.ranks.is_first:
+            if self.folder is not None and self.place.is_first:
                 (self.folder / "best.pt").unlink(missing_ok=True)
         while self.epoch < self.settings.epochs and not self._out_of_patience():
             self._one_epoch()
@@ -252,10 +248,8 @@ class _Run:
             rate = s.lr * float(s.schedule(self.epoch + self.batch / len(plan), s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            if s.transfer is not None and isinstance(self.losses, Loss):
-                share = float(s.transfer(self.epoch + self.batch / len(plan), s.epochs))
-                self.model.losses = scale_transfer(self.losses, share)
-            self._one_step(batch.to(self.device))
+            share = 1.0 if s.transfer is None else float(s.transfer(self.epoch + self.batch / len(plan), s.epochs))
+            self._one_step(batch.to(self.device), share)
             self.batch += 1
             self.step += 1
             self.log.advance()
@@ -266,26 +260,33 @@ class _Run:
                 self.log.write({**entry, **means})
                 self.log.show(means)
             is_due = time.monotonic() - self.saved_at >= s.checkpoint_every_s
-            if self.folder is not None and self.ranks.agree(is_due):
+            if self.folder is not None and agree(is_due, self.place):
                 self._save()
         self.log.stop_bar()
         self._take_means()
         self._check_weights()
         self.train_s += time.monotonic() - self.started
         self.started = time.monotonic()
-        found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision)
+        found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision, place=self.place)
         self._finish_epoch(found, time.monotonic() - self.started)
 
     def _plan(self) -> BatchPlan | BlockPlan:
-        s, part = self.settings, self.ranks.part
+        s, part = self.settings, (self.place.data_rank, self.place.data_size)
         if not isinstance(self.windows, Tensor):
             return BlockPlan(self.windows, s.batch_size, s.seed, self.epoch, part=part)
-        least = max(2, self.ranks.data_size)  # every process has a row of every batch
+        least = max(2, self.place.data_size)  # every process has a row of every batch
         return BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, at_least=least, part=part)
 
-    def _one_step(self, batch: Tensor) -> None:
+    def _one_step(self, batch: Tensor, share: float) -> None:
         with autocast(self.device, self.settings.precision):
-            loss = self.loss(batch)
+            loss = self.loss(
+                batch,
+                validate=False,
+                by_length=self.settings.by_length,
+                place=self.place,
+                item_loss=self.item_loss,
+                share=share,
+            )
         self.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
             self._check_finite(loss.terms, f"step {self.step + 1}")
@@ -295,7 +296,7 @@ class _Run:
         if self.settings.max_grad_norm is not None:
             norms = clip_members_(self.parameters, self.settings.max_grad_norm)
             if self.device.type == "cpu":
-                norms = self.ranks.gather_members(norms)
+                norms = gather_members(norms, self.place)
                 told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
                 self._check_finite(told, f"step {self.step + 1}")
         self.optimizer.step()
@@ -348,10 +349,10 @@ class _Run:
             return
         self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
         self._check_weights()
-        random = self.ranks.gather_objects(random_state())
-        weights = self.ranks.gather_states(self.model.state_dict())
-        optimizer = self.ranks.gather_states(self.optimizer.state_dict())
-        if not self.ranks.is_first:
+        random = gather_objects(random_state(), self.place)
+        weights = gather_states(self.model.state_dict(), self.place)
+        optimizer = gather_states(self.optimizer.state_dict(), self.place)
+        if not self.place.is_first:
             self.saved_at = time.monotonic()
             return
         content = {
@@ -359,7 +360,7 @@ class _Run:
             "shares": self.settings.shares(),
             "model": weights,
             "optimizer": optimizer,
-            "random": random if self.ranks.size > 1 else random[0],
+            "random": random if self.place.size > 1 else random[0],
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "entries": self.log.entries},
             "train_s": self.train_s + (time.monotonic() - self.started if self.batch else 0.0),
             "best": {"epoch": self.best_epoch, "rows": self.best_rows},
@@ -370,8 +371,8 @@ class _Run:
         self.saved_at = time.monotonic()
 
     def _save_best(self) -> None:
-        weights = None if self.best_state is None else self.ranks.gather_states(self.best_state)
-        if self.folder is not None and self.ranks.is_first:
+        weights = None if self.best_state is None else gather_states(self.best_state, self.place)
+        if self.folder is not None and self.place.is_first:
             content = {"model": weights, "epoch": self.best_epoch, "valid": self.best_rows}
             checkpoints.save(self.folder / "best.pt", content)
 
@@ -390,11 +391,11 @@ class _Run:
         self.recent, self.whole = (Means(m["sums"], m["steps"]) for m in saved["means"])
         self._find_best(saved["model"])
         self.model.load_state_dict(self._own_weights(saved["model"]))
-        moments = self.ranks.own_states(saved["optimizer"])
-        self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.ranks.sharded else moments)
+        moments = own_states(saved["optimizer"], self.place)
+        self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.place.sharded else moments)
         self.log.open(entries=position["entries"], step=self.step)
         random = saved["random"]
-        set_random_state(random[self.ranks.rank] if self.ranks.size > 1 else random)
+        set_random_state(random[self.place.rank] if self.place.size > 1 else random)
         self.saved_at = time.monotonic()
 
     def _find_best(self, last: dict[str, Tensor]) -> None:
@@ -402,7 +403,7 @@ class _Run:
         assert self.folder is not None
         path = self.folder / "best.pt"
         if self.best_epoch < 0:
-            if self.ranks.is_first:
+            if self.place.is_first:
                 path.unlink(missing_ok=True)  # of an earlier run
         elif (self.epoch, self.batch) == (self.best_epoch + 1, 0):
             self.best_state = self._own_weights(last)
@@ -415,13 +416,21 @@ class _Run:
             self.best_state = self._own_weights(kept["model"])
 
     def _own_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        own = self.ranks.own_states(state)
-        return own_shards(own, self.model.state_dict()) if self.ranks.sharded else own
+        own = own_states(state, self.place)
+        return own_shards(own, self.model.state_dict()) if self.place.sharded else own
+
+
+def _sparse_tables(model: EnsembleKD) -> list[str]:
+    """Return the names of the parameters that get sparse gradients with sampled negatives: item tables."""
+    if model.objective.negatives is None:
+        return []
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return [name for name, p in trained.items() if p.ndim > 1 and p.shape[1] >= model.num_items]
 
 
 def _window(model: EnsembleKD, window: int | None) -> int:
-    """The window's length. Next-item training reads all but the newest item, so one more than the encoder reads."""
-    more = 1 if isinstance(model.objective, NextItem) else 0
+    """Return the window's length: what the encoder reads, and the items after it that are targets only."""
+    more = model.objective.min_items - 1
     if window is None:
         return min(model.max_len or WINDOW, WINDOW) + more
     if model.max_len is not None and window > model.max_len + more:

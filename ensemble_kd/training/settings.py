@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, get_args
 
-from torch import Tensor
-
 from ensemble_kd.data import AnySequences
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.distributed import Place
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss, fingerprint
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
 from ensemble_kd.training.schedules import Schedule
@@ -101,12 +98,10 @@ class Settings:
                 raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
         return [float(share) for share in shares]
 
-    def fingerprint(self, model: EnsembleKD, data: AnySequences, window: int) -> dict[str, str]:
-        """What must be the same for a run to go on exactly, by name; schedules are compared by their ``shares``.
-
-        Only values go in, never an object's address, so that another process with the same settings gets the same.
-        """
-        table = model.attribute_table
+    def fingerprint(
+        self, model: EnsembleKD, data: AnySequences, window: int, place: Place, item_loss: ItemLoss
+    ) -> dict[str, str]:
+        """Return by name what must be the same for a run to go on; schedules are compared by their ``shares``."""
         return {
             **{
                 name: repr(getattr(self, name))
@@ -116,14 +111,9 @@ class Settings:
             "window": repr(window),
             "by_length": repr(bool(self.by_length)),
             "data": f"{data!r} with checksum {data.checksum}",
-            "item_attributes": "None" if table is None else f"a table with checksum {checksum(table)}",
-            "objective": _without_addresses(model.objective),
-            "losses": _without_addresses(model.losses),
-            "backend": repr(model.encoder.requested_backend),
-            **({"processes": str(model.ranks)} if model.ranks.size > 1 else {}),
-            **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
-            **model._told(),
-            **model.encoder.describe(first=model.ranks.own_members(len(model)).start),
+            **({"processes": str(place)} if place.size > 1 else {}),
+            **item_loss.fingerprint(),
+            **fingerprint(model),
         }
 
 
@@ -158,21 +148,6 @@ def check_same_run(
             differing = [*differing[:MAX_NAMED], f"and {len(differing) - MAX_NAMED} more"]
         fix = "Resume with the settings of the first call, or choose another output_dir."
         raise EnsembleKDError("resume", "the run that wrote the checkpoint", "; ".join(differing), fix)
-
-
-def checksum(tensor: Tensor) -> str:
-    """Of a tensor's values, eight digits.
-
-    Examples:
-        >>> import torch
-        >>> checksum(torch.zeros(2)) == checksum(torch.zeros(1, 2)) != checksum(torch.ones(2))
-        True
-    """
-    return f"{zlib.crc32(tensor.cpu().numpy().tobytes()):08x}"
-
-
-def _without_addresses(value: object) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _whole(name: str, value: object, *, least: int) -> None:

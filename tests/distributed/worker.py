@@ -30,10 +30,8 @@ from ensemble_kd import (
 )
 from ensemble_kd.data import MappedSequences, synthetic, write_sequences
 from ensemble_kd.distillation import distill
-from ensemble_kd.distributed import Ranks
-from ensemble_kd.distributed.data_parallel import SpreadLoss
-from ensemble_kd.distributed.place import whole as whole_of
-from ensemble_kd.distributed.shards import gathered, shard
+from ensemble_kd.distributed import Place, SpreadLoss, gathered, shard
+from ensemble_kd.distributed import whole as whole_of
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.export import save
@@ -111,10 +109,10 @@ def gradients(mesh: DeviceMesh, objective: str, losses: str) -> float:
     expected = whole.loss(batch())
     expected.total.backward()
     model = build(objective, losses, mesh=mesh)
-    own = list(model.ranks.own_members(N))
+    own = list(model.place.own_members(N))
     assert (len(model), len(model.item_classifier.bias)) == (N, len(own))
     loss = SpreadLoss(model)
-    step = loss(model.ranks.own(batch()))
+    step = loss(model.place.own(batch()))
     step.total.backward()
     loss.finish()
     assert step.terms.keys() == expected.terms.keys()
@@ -130,7 +128,7 @@ def sharded_gradients(objective: str, losses: str) -> float:
     expected.total.backward()
     model = shard(build(objective, losses))
     loss = SpreadLoss(model)
-    step = loss(model.ranks.own(batch()))
+    step = loss(model.place.own(batch()))
     step.total.backward()
     loss.finish()
     errors = [worst(value, expected.terms[name]) for name, value in step.terms.items()]
@@ -142,7 +140,7 @@ def sharded_gradients(objective: str, losses: str) -> float:
         names[name].grad = q.to_dense()
         errors.append(worst(whole_of(p.grad), names[name].grad))
     held = sum(p.to_local().numel() for p in model.parameters())  # type: ignore[attr-defined]
-    assert held < 1.5 * sum(q.numel() for q in names.values()) / model.ranks.size
+    assert held < 1.5 * sum(q.numel() for q in names.values()) / model.place.size
     norms = clip_members_(list(model.parameters()), 1e-3)
     errors.append(worst(norms, clip_members_(list(whole.parameters()), 1e-3)))
     errors += [worst(whole_of(p.grad), names[name].grad) for name, p in model.named_parameters()]
@@ -181,11 +179,11 @@ def trained(
     settings |= options
     if ranks:
         return model, fit(model, DATA, **settings)
-    joined, Ranks.world = Ranks.world, Ranks  # type: ignore[method-assign, assignment]
+    joined, Place.world = Place.world, Place  # type: ignore[method-assign, assignment]
     try:
         return model, fit(model, DATA, **settings)
     finally:
-        Ranks.world = joined  # type: ignore[method-assign]
+        Place.world = joined  # type: ignore[method-assign]
 
 
 def fitting(negatives: int | None, folder: Path) -> float:
@@ -194,7 +192,7 @@ def fitting(negatives: int | None, folder: Path) -> float:
     entries: list[Any] = []
     own = folder / f"fit {negatives}"
     model, result = trained(negatives, True, output_dir=own, log_every=2, callback=entries.append)
-    assert model.ranks.size == 1
+    assert model.place.size == 1
     pairs = [(p.detach(), q.detach()) for p, q in zip(model.parameters(), alone.parameters(), strict=True)]
     errors = [worst(p, q) for p, q in pairs]
     assert (result.best_epoch, result.best) == (expected.best_epoch, expected.best)
@@ -227,7 +225,7 @@ def fitting_on(mesh: DeviceMesh, folder: Path) -> float:
     """``fit`` over a mesh: weights and files against those of one process; and resumed, against itself."""
     alone, expected = trained(None, False, output_dir=folder / "alone" if dist.get_rank() == 0 else None)
     model, result = trained(None, True, mesh, output_dir=folder / "mesh")
-    own = list(model.ranks.own_members(N))
+    own = list(model.place.own_members(N))
     errors = [worst(p.detach(), q.detach()[own]) for p, q in zip(model.parameters(), alone.parameters(), strict=True)]
     assert (result.best_epoch, result.best) == (expected.best_epoch, expected.best)
     trained(None, True, mesh, output_dir=folder / "resumed", epochs=1)
@@ -278,7 +276,7 @@ def answering(mesh: DeviceMesh) -> float:
         *(partial(recommended, ids=ids, aggregate=how) for how in ("logits", "probabilities", "ranks")),
     ]
     errors += [worst(call(model), call(alone)) for call in calls]
-    own = model.ranks.own_members(N)
+    own = model.place.own_members(N)
     errors.append(worst(model.member(own[0]).member_scores(ids)[..., 1:], alone.member_scores(ids)[own[:1], :, 1:]))
     return max(errors)
 
@@ -291,16 +289,16 @@ def refusing() -> float:
     """Every process raises, and none waits for the others."""
     texts: list[str] = []
     model = build("next", "icl")
-    model.ranks = Ranks.world()
-    members = init_device_mesh("cpu", (model.ranks.size,), mesh_dim_names=("member",))
-    unnamed = init_device_mesh("cpu", (model.ranks.size,))
+    model.place = Place.world()
+    members = init_device_mesh("cpu", (model.place.size,), mesh_dim_names=("member",))
+    unnamed = init_device_mesh("cpu", (model.place.size,))
     encoder = partial(SASRec, 80, d_model=4, max_len=6)
     for run in (
-        lambda: model.loss(batch()[:, -2 - model.ranks.rank % 2 :]),
+        lambda: model.loss(batch()[:, -2 - model.place.rank % 2 :]),
         lambda: fit(EnsembleKD(encoder), DATA, batch_size=1, progress=False),
         lambda: EnsembleKD(encoder, 3, mesh=members),
         lambda: EnsembleKD(encoder, N, mesh=members).member(
-            (model.ranks.rank + 1) % model.ranks.size * N // model.ranks.size
+            (model.place.rank + 1) % model.place.size * N // model.place.size
         ),
         lambda: EnsembleKD(encoder, mesh=unnamed),
         lambda: distill(EnsembleKD(encoder, N, mesh=members), encoder, DATA),
@@ -313,8 +311,8 @@ def refusing() -> float:
         except EnsembleKDError as error:
             texts.append(str(error))
     assert "tensors of one shape but for their rows" in texts[0]
-    assert f"batch_size >= {model.ranks.size}" in texts[1]
-    assert f"n in multiples of {model.ranks.size}, got 3" in texts[2]
+    assert f"batch_size >= {model.place.size}" in texts[1]
+    assert f"n in multiples of {model.place.size}, got 3" in texts[2]
     assert "held here" in texts[3]
     assert "dimensions named 'data', 'member' or both" in texts[4]
     assert "a model with all its members here" in texts[5]

@@ -560,8 +560,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a class for an objective": (
         lambda: EnsembleKD(Rows, objective=NextItem),  # type: ignore[arg-type]
-        "objective: expected MaskedItem(...) or NextItem(...), got <class 'ensemble_kd.objectives.NextItem'>. Pass "
-        "one, such as objective=NextItem().",
+        "objective: expected MaskedItem(...) or NextItem(...), got <class "
+        "'ensemble_kd.objectives.next_item.NextItem'>. Pass one, such as objective=NextItem().",
     ),
     "a word for an objective": (
         lambda: EnsembleKD(Rows, objective="mask"),  # type: ignore[arg-type]
@@ -569,7 +569,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a class for a loss": (
         lambda: EnsembleKD(Rows, losses=KD),  # type: ignore[arg-type]
-        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.KD'>. See "
+        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.terms.KD'>. See "
         "ensemble_kd.losses.",
     ),
     "AP without attributes": (

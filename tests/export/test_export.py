@@ -25,7 +25,14 @@ from ensemble_kd import (
 )
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
-from ensemble_kd.export import Scorer, load, save, to_onnx, to_program
+from ensemble_kd.export import (
+    Scorer,
+    load,
+    save,
+    to_onnx,
+    to_program,
+)
+from ensemble_kd.losses.terms import terms_by_name
 
 V, LENGTH = 60, 9
 DATA = synthetic(num_users=40, num_items=100)
@@ -158,10 +165,10 @@ def test_losses_objective_and_attributes(tmp_path: Path) -> None:
     model = EnsembleKD(encoder, 2, objective=objective, losses=losses, item_attributes=DATA.item_attributes)
     whole = load(save(model, tmp_path), encoder, item_attributes=DATA.item_attributes)
     assert whole.objective == objective
-    assert whole._terms == model._terms
+    assert terms_by_name(whole.losses) == terms_by_name(model.losses)
     assert torch.equal(whole.attribute_classifier.weight, model.attribute_classifier.weight)  # type: ignore[arg-type]
     served = load(tmp_path, encoder)
-    assert list(served._terms) == [name for name in whole._terms if name != "ap"]
+    assert list(terms_by_name(served.losses)) == [name for name in terms_by_name(whole.losses) if name != "ap"]
     ids = DATA.inputs("test", 8)
     assert torch.equal(served.eval()(ids), model.eval()(ids))
 

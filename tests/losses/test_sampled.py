@@ -22,14 +22,14 @@ from ensemble_kd import (
     EnsembleKDError,
     MaskedItem,
     NextItem,
-    ensemble,
     fit,
-    objectives,
 )
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
+from ensemble_kd.ensemble import step
 from ensemble_kd.losses import ItemLosses, item_losses, sampled_item_losses
-from ensemble_kd.losses.sampled import Candidates, _candidates, draw_candidates
+from ensemble_kd.objectives import Candidates, draw_candidates, positions
+from ensemble_kd.objectives.candidates import _candidates
 from ensemble_kd.stacking import Backend, StackedModule, sparse_lookups, take_rows
 from ensemble_kd.training import RowAdamW, clip_members_, optimizer
 from ensemble_kd.training import gradients as by_member
@@ -135,7 +135,7 @@ def sampled(c: Classified, candidates: Candidates, **options: Any) -> ItemLosses
     assert c.bias is not None
     picked = candidates.items - 1
     weight, bias = take_rows(c.weight, picked), take_rows(c.bias, picked)
-    return sampled_item_losses(c.hidden, weight, bias, candidates, valid=c.valid, **options)
+    return sampled_item_losses(c.hidden, weight, bias, candidates.targets, candidates.counts, valid=c.valid, **options)
 
 
 def gradients(total: Tensor, c: Classified) -> list[Tensor]:
@@ -233,7 +233,7 @@ def dense(grad: Tensor | None) -> Tensor:
 @pytest.fixture(params=[True, False], ids=["reported", "unreported"])
 def selects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU, and as on an accelerator, where targets that only fill up stay in the batch."""
-    for module in (objectives, ensemble):
+    for module in (positions, step):
         monkeypatch.setattr(module, "selects", lambda batch: request.param)
 
 
@@ -292,7 +292,7 @@ def test_bfloat16_stays_close() -> None:
 @pytest.mark.parametrize("objective", [MaskedItem, NextItem])
 @pytest.mark.parametrize("negatives", [0, -1, 2.0, True])
 def test_objectives_refuse_negatives_that_are_no_number(objective: type[NextItem], negatives: Any) -> None:
-    text = f"{objective.__name__}: negatives: expected a whole number of negatives >= 1, or None, got {negatives!r}"
+    text = f"{objective.__name__}: expected negatives, a whole number >= 1, got {negatives!r}"
     with pytest.raises(EnsembleKDError, match=text):
         objective(negatives=negatives)
 

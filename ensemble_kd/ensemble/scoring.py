@@ -1,0 +1,186 @@
+"""Scores, recommendations and vectors of an ensemble: everything that a trained model is asked for."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd import serving
+from ensemble_kd.distributed import Place, gather_members, mean_members
+from ensemble_kd.ensemble.contract import check_ids, check_output
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.objectives import Objective
+from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
+from ensemble_kd.stacking import Heads, StackedModule, inner_rows
+
+
+class Scoring(nn.Module):
+    """The part of ``EnsembleKD`` that scores; its constructor sets the attributes."""
+
+    encoder: StackedModule
+    item_classifier: Heads
+    objective: Objective
+    place: Place
+    num_items: int
+    max_len: int | None
+    newest_only: bool  # the encoder returns (b, d)
+    tied_name: str | None  # of the parameter that the classifier is tied to
+
+    @property
+    def mask_token(self) -> int:
+        """The id of [mask], v + 1."""
+        return self.num_items + 1
+
+    @property
+    def tied_embedding(self) -> Tensor | None:
+        """The item embeddings that the classifier is tied to, (n, v + 2, d); None: it has weights of its own."""
+        return None if self.tied_name is None else self.encoder.stacked_parameter(self.tied_name)
+
+    def classifier_weights(self) -> tuple[Tensor, Tensor]:
+        """Return W (n, v, d) and b (n, v) of Eq. 5; row j scores item j + 1."""
+        own, bias = self.item_classifier.weight, self.item_classifier.bias
+        if own is not None:
+            return own, bias
+        assert self.tied_embedding is not None
+        return inner_rows(self.tied_embedding).to(bias.dtype), bias
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.item_classifier.bias.device
+
+    def hidden(self, item_ids: Tensor) -> Tensor:
+        """Return the hidden states of every member: (b, l) -> (n, b, l, d), or (n, b, d)."""
+        check_ids("hidden", item_ids, highest=self.mask_token)
+        return self.encode(item_ids)
+
+    def encode(self, item_ids: Tensor) -> Tensor:
+        """Return the hidden states of every member without checks of the ids."""
+        if self.place.sharded and hasattr(self.item_classifier.bias, "full_tensor"):
+            fix = "Use it within `with ensemble_kd.distributed.gathered(model):`."
+            raise EnsembleKDError("EnsembleKD", "a model with all its weights here", "weights in shards", fix)
+        out: Tensor = self.encoder(item_ids)
+        check_output(out, item_ids, newest_only=self.newest_only)
+        return out
+
+    def member_scores(self, item_ids: Tensor) -> Tensor:
+        """Return each member's next-item logits: (b, l) -> (n, b, num_items + 1), column 0 is -inf."""
+        newest = self._newest_hidden("member_scores", item_ids)
+        weight, bias = self.classifier_weights()
+        with torch.autocast(newest.device.type, enabled=False):
+            logits = newest.new_empty(*newest.shape[:2], self.num_items + 1)
+            logits[..., 0] = -torch.inf
+            logits[..., 1:] = torch.baddbmm(bias[:, None], newest, weight.mT)
+        return gather_members(logits, self.place)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Return the mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf."""
+        newest = self._newest_hidden("forward", item_ids)
+        weight, bias = self.classifier_weights()
+        with torch.autocast(newest.device.type, enabled=False):
+            # The mean of n inner products is one product of concatenated vectors; member by member it needs no copy.
+            mean = bias.mean(dim=0).expand(newest.shape[1], -1)
+            for h, w in zip(newest / len(weight), weight, strict=True):
+                mean = torch.addmm(mean, h, w.mT)
+            mean = mean_members(mean, self.place)
+            return nn.functional.pad(mean, (1, 0), value=-torch.inf)
+
+    def query_states(self, item_ids: Tensor) -> Tensor:
+        """Return the states whose product with W of Eq. 5 gives each member's scores: (b, l) -> (n, b, d)."""
+        return self._newest_hidden("query_states", item_ids)
+
+    def _newest_hidden(self, where: str, item_ids: Tensor) -> Tensor:
+        check_ids(where, item_ids, highest=self.num_items)
+        query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)
+        out = self.encode(query)
+        return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        item_ids: Tensor,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Tensor | None = None,
+        aggregate: Aggregate = "logits",
+    ) -> Recommendations:
+        """Return the k best next items of each sequence, in evaluation mode, some sequences at a time.
+
+        Args:
+            item_ids: (b, l) int64 sequences, left-padded with 0; the encoder reads the newest of long ones.
+            k: how many.
+            exclude_seen: leave out the items of ``item_ids`` itself.
+            candidates: (c,) or (b, c) int64 items to choose from, for all or for each; None: all.
+            aggregate: what is averaged over members: "logits" (Eq. 20), "probabilities" or "ranks".
+
+        Examples:
+            >>> from ensemble_kd import EnsembleKD
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=10), n=2)
+            >>> items, scores = model.recommend(torch.tensor([[0, 1, 2, 3]]), k=2)
+            >>> sorted(items[0].tolist())
+            [4, 5]
+        """
+        states = self._serve("recommend", item_ids)
+        seen = item_ids if exclude_seen else None
+        with torch.autocast(states.device.type, enabled=False):
+            return serving.top_items(
+                states,
+                *self.classifier_weights(),
+                k=k,
+                seen=seen,
+                candidates=candidates,
+                aggregate=aggregate,
+                mean=partial(mean_members, place=self.place),
+            )
+
+    @torch.no_grad()
+    def query_vectors(self, item_ids: Tensor) -> Tensor:
+        """Return one vector per sequence, (b, l) -> (b, n d + 1); its products with ``item_vectors`` are the scores.
+
+        Any index of maximum inner products serves the whole ensemble with them, exactly where the index is.
+
+        Examples:
+            >>> from ensemble_kd import EnsembleKD
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=10), n=2).eval()
+            >>> ids = torch.tensor([[0, 1, 2, 3]])
+            >>> torch.allclose(model.query_vectors(ids) @ model.item_vectors().T, model(ids)[:, 1:], atol=1e-6)
+            True
+        """
+        return serving.query_vectors(gather_members(self._serve("query_vectors", item_ids), self.place))
+
+    @torch.no_grad()
+    def item_vectors(self) -> Tensor:
+        """Return one vector per item, (num_items, n d + 1); row j is item j + 1's. See ``query_vectors``."""
+        return serving.item_vectors(*(gather_members(part, self.place) for part in self.classifier_weights()))
+
+    @torch.no_grad()
+    def uncertainty(self, item_ids: Tensor, *, k: int = 10) -> Uncertainty:
+        """Return entropy, mutual information and disagreement about each sequence's next item: (b, l) -> three of (b,).
+
+        Examples:
+            >>> from ensemble_kd import EnsembleKD
+            >>> from ensemble_kd.encoders import SASRec
+            >>> model = EnsembleKD(lambda: SASRec(20, d_model=4, max_len=10), n=2)
+            >>> found = model.uncertainty(torch.tensor([[0, 1, 2, 3]]))
+            >>> bool(found.mutual_information <= found.entropy)
+            True
+        """
+        states = self._serve("uncertainty", item_ids)
+        with torch.autocast(states.device.type, enabled=False):
+            return serving.uncertainty(
+                states, *self.classifier_weights(), k=k, gather=partial(gather_members, place=self.place)
+            )
+
+    def _serve(self, where: str, item_ids: Tensor) -> Tensor:
+        """Return the members' query states in evaluation mode."""
+        training = self.training
+        self.eval()
+        try:
+            return self._newest_hidden(where, item_ids)
+        finally:
+            self.train(training)

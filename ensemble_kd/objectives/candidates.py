@@ -1,0 +1,95 @@
+"""Candidates of the sampled softmax: the items that a step's losses are computed over in place of the whole catalogue.
+
+A step's candidates are the targets of its batch, all of them, and negatives drawn from the other items. The other items
+are split into as many strata of equal size as negatives are wanted, and one is drawn from each, so that
+
+- a candidate's chance Q is known exactly: 1 for a target, 1 / (size of its stratum) for a negative;
+- no target is drawn among the negatives, and nothing twice;
+- with a stratum for every item the candidates are the catalogue, and the losses are the full ones.
+
+A candidate counts for 1 / Q items: log Q is taken from its logit (Bengio and Senécal 2008; Jean et al. 2015).
+The sum of exponentials is then unbiased for every target, given the batch, and the full softmax is its limit.
+
+Where we differ from the usual: negatives are uniform, since the model knows nothing of the items' popularity and their
+ids are in no order; popular items come in as the targets of the batch. Those are taken as they are and need no
+correction, where one for "in-batch" negatives would have to know how frequent they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Candidates(NamedTuple):
+    """The items that a step's losses are computed over, the same for all targets and members.
+
+    A count of 0 stands for an item that only fills up.
+    """
+
+    items: Tensor  # (c,) in 1..v
+    counts: Tensor  # (c,) int64, 1 / Q: the number of items that each counts for, v together
+    targets: Tensor  # (t,) the place of each target among the candidates
+
+
+def sampled(
+    targets: Tensor, negatives: int | None, mask_token: int, generator: torch.Generator | None
+) -> Candidates | None:
+    """Draw the candidates of an objective with so many negatives; None if it has none."""
+    if negatives is None:
+        return None
+    return draw_candidates(targets, num_items=mask_token - 1, negatives=negatives, generator=generator)
+
+
+def draw_candidates(
+    targets: Tensor, *, num_items: int, negatives: int, generator: torch.Generator | None = None
+) -> Candidates:
+    """Draw candidates: all targets, and up to ``negatives`` of the other items, each as likely as any of its stratum.
+
+    The time is in proportion to t + negatives, whatever v is, and an accelerator need not wait.
+
+    Args:
+        targets: (t,) int64 in 1..v.
+        num_items: v.
+        negatives: their number; if fewer items are left, all of them.
+        generator: source of randomness, on the device of ``targets``.
+
+    Examples:
+        >>> candidates = draw_candidates(torch.tensor([7, 3, 7]), num_items=10, negatives=4)
+        >>> candidates.items[:2].tolist(), candidates.targets.tolist(), candidates.counts.tolist()
+        ([3, 7], [1, 0, 1], [1, 1, 2, 2, 2, 2])
+        >>> draw_candidates(torch.tensor([7, 3, 7]), num_items=10, negatives=10).items.tolist()
+        [3, 7, 1, 2, 4, 5, 6, 8, 9, 10]
+    """
+    if targets.device.type == "cpu":
+        certain = targets.unique()
+        drawn = min(negatives, num_items - len(certain))
+    else:  # an accelerator would have to report how many there are
+        certain = targets.sort().values
+        drawn = negatives
+    return _candidates(targets, certain, num_items=num_items, drawn=drawn, generator=generator)
+
+
+def _candidates(
+    targets: Tensor, certain: Tensor, *, num_items: int, drawn: int, generator: torch.Generator | None
+) -> Candidates:
+    """``certain``: the targets in order; where one stands there again, it counts for no item."""
+    device = targets.device
+    is_new = torch.ones_like(certain, dtype=torch.bool)
+    is_new[1:] = certain[1:] != certain[:-1]
+    new = is_new.cumsum(0)
+    others = num_items - is_new.sum()
+    edges = torch.arange(drawn + 1, device=device) * others // max(drawn, 1)
+    sizes = edges.diff()
+    within = torch.randint(1 << 62, (drawn,), generator=generator, device=device) % sizes.clamp(min=1)
+    ranks = (edges[:-1] + within).minimum(others - 1)  # among the other items, from 0
+    # Below the other item of rank r stand as many targets as have no more than r other items below them.
+    below = torch.searchsorted(certain - new, ranks, right=True)
+    items = ranks + 1 + torch.nn.functional.pad(new, (1, 0))[below]
+    return Candidates(
+        torch.cat([certain, items.clamp(min=1)]),
+        torch.cat([is_new.long(), sizes]),
+        torch.searchsorted(certain, targets),
+    )
