@@ -1,40 +1,90 @@
-"""What a trained ensemble answers with: the best items, vectors for an index, and how sure the members are."""
+"""The answers of a trained ensemble: the best items, vectors for an index, and how sure the members are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import choice, shown, whole
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: what a call needs beside its input and output
+ENCODER_BYTES = 4 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 
 
 class Recommendations(NamedTuple):
-    """The best items of each sequence, best first; 0 with a score of -inf where fewer than k are left."""
+    """The best items of each sequence, best first.
+
+    If fewer than k items are left for a sequence, its last items are 0, no item, with a score of -inf. ``lists`` leaves
+    them out; ``item_names[i - 1]`` would take a 0 for the last item.
+
+    Examples:
+        >>> found = Recommendations(torch.tensor([[2, 1], [2, 0]]), torch.tensor([[0.9, 0.5], [0.7, -torch.inf]]))
+        >>> found.lists(), found.lists(("tea", "milk"))
+        ([[2, 1], [2]], [['milk', 'tea'], ['milk']])
+    """
 
     items: Tensor  # (b, k) int64
     scores: Tensor  # (b, k)
+
+    def lists(self, item_names: Sequence[str] | None = None) -> list[list[Any]]:
+        """Return each sequence's items as a list without the zeros at its end.
+
+        Args:
+            item_names: the source's own ids, ``item_names[i - 1]`` for item i, as in ``SequenceData``; None: item ids.
+        """
+        rows = [[item for item in row if item] for row in self.items.tolist()]
+        return rows if item_names is None else [[item_names[item - 1] for item in row] for row in rows]
 
 
 class Uncertainty(NamedTuple):
     """How sure an ensemble is of each sequence's next item, in nats; see ``uncertainty``."""
 
     entropy: Tensor  # (b,) of the members' mean distribution
-    mutual_information: Tensor  # (b,) the part of it that comes from members saying different things
+    mutual_information: Tensor  # (b,) the part of it that comes from members that differ
     disagreement: Tensor  # (b,) from 0, equal lists of the k best, to 1, lists with nothing in common
 
 
+def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: int, longest: int | None) -> Tensor:
+    """Encode some sequences at a time, so that memory does not grow with their number.
+
+    Args:
+        encode: (r, l) sequences -> (n, r, d) states.
+        item_ids: (b, l) sequences.
+        n: members that are encoded here.
+        d: width of the states.
+        longest: positions that the encoder reads; None: any number.
+
+    Returns:
+        (n, b, d).
+
+    Examples:
+        >>> encoded(lambda ids: ids[None, :, :1].float(), torch.tensor([[1, 2], [3, 4]]), n=1, d=1, longest=None)
+        tensor([[[1.],
+                 [3.]]])
+    """
+    b, length = item_ids.shape
+    length = length if longest is None else min(length, longest)
+    # About 16 values per feature and position, as a Transformer's block has, and 4 attention weights per pair.
+    rows = max(1, ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length)))
+    if rows >= b:
+        return encode(item_ids)
+    return torch.cat([encode(item_ids[start : start + rows]) for start in range(0, b, rows)], dim=1)
+
+
 def query_vectors(states: Tensor) -> Tensor:
-    """The ensemble's side of one inner product: (n, b, d) states -> (b, n d + 1).
+    """Return the ensemble's side of one inner product: (n, b, d) states -> (b, n d + 1).
 
     The mean of logits (Eq. 20) is Σ_n ⟨h_n / n, w_n⟩ + mean bias: a single product of concatenated vectors.
+
+    Raises:
+        EnsembleKDError: states that are not finite.
 
     Examples:
         >>> query_vectors(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
@@ -42,25 +92,29 @@ def query_vectors(states: Tensor) -> Tensor:
     """
     n, b, d = states.shape
     joined = (states / n).transpose(0, 1).reshape(b, n * d)
-    return torch.cat([joined, joined.new_ones(b, 1)], dim=1)
+    return _finite("query_vectors", torch.cat([joined, joined.new_ones(b, 1)], dim=1))
 
 
 def item_vectors(weight: Tensor, bias: Tensor) -> Tensor:
-    """The items' side of it: weights (n, v, d) and biases (n, v) -> (v, n d + 1), row j for item j + 1.
+    """Return the items' side of it: weights (n, v, d) and biases (n, v) -> (v, n d + 1), row j for item j + 1.
+
+    Raises:
+        EnsembleKDError: weights that are not finite.
 
     Examples:
         >>> item_vectors(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.5], [1.5]]))
         tensor([[1., 2., 1.]])
     """
     n, v, d = weight.shape
-    return torch.cat([weight.transpose(0, 1).reshape(v, n * d), bias.mean(dim=0)[:, None]], dim=1)
+    joined = weight.transpose(0, 1).reshape(v, n * d)
+    return _finite("item_vectors", torch.cat([joined, bias.mean(dim=0)[:, None]], dim=1))
 
 
 def aggregate_scores(logits: Tensor, aggregate: Aggregate) -> Tensor:
-    """One score an item from the members': (n, ..., c) -> (..., c), higher is better.
+    """Return one score per item from the members': (n, ..., c) -> (..., c), higher is better.
 
     "logits": their mean (Eq. 20); "probabilities": the mean of softmaxes over the c items; "ranks": minus the mean of
-    the ranks, from 0, which leaves out how far apart scores are (Borda's count).
+    the ranks, from 0, which leaves out how far apart scores are (Borda's count). If a logit is NaN, so are scores.
 
     Examples:
         >>> logits = torch.tensor([[3.0, 0.0, 2.0], [0.0, 9.0, 1.0], [1.0, 0.0, 2.0]])
@@ -73,7 +127,9 @@ def aggregate_scores(logits: Tensor, aggregate: Aggregate) -> Tensor:
         return logits.softmax(dim=-1).mean(dim=0)
     order = logits.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(logits.shape[-1], device=logits.device).expand_as(order)
-    return -torch.empty_like(order).scatter_(-1, order, places).to(logits.dtype).mean(dim=0)
+    borda = -torch.empty_like(order).scatter_(-1, order, places).to(logits.dtype).mean(dim=0)
+    unranked = logits.isnan().any(dim=-1).any(dim=0)
+    return borda.masked_fill(unranked[..., None], torch.nan)
 
 
 def top_items(
@@ -83,11 +139,11 @@ def top_items(
     *,
     k: int,
     seen: Tensor | None = None,
-    candidates: Tensor | None = None,
+    candidates: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     aggregate: Aggregate = "logits",
     mean: Callable[[Tensor], Tensor] | None = None,
 ) -> Recommendations:
-    """The k best items of each query, some users at a time, so that no (n, b, v) scores are held.
+    """Find the k best items of each query, some users at a time, so that there never are (n, b, v) scores.
 
     Args:
         states: (n, b, d) what each member scores by.
@@ -95,15 +151,16 @@ def top_items(
         bias: (n, v).
         k: how many.
         seen: (b, l) items that are not recommended, padded with 0; None: all may be.
-        candidates: (c,) or (b, c) items to choose from, padded with 0 in the second form; None: all.
+        candidates: (c,) or (b, c) items to choose from, padded with 0 in the second form; None: all. Repeated ones
+            count once.
         aggregate: see ``aggregate_scores``.
-        mean: over processes that hold other members; None: there are none.
+        mean: over processes that have other members; None: there are none.
 
     Returns:
         Items and their scores.
 
     Raises:
-        EnsembleKDError: arguments that cannot be used.
+        EnsembleKDError: arguments that cannot be used, or scores that are not finite.
 
     Examples:
         >>> states, weight, bias = torch.ones(1, 1, 1), torch.tensor([[[1.0], [3.0], [2.0]]]), torch.zeros(1, 3)
@@ -111,28 +168,30 @@ def top_items(
         tensor([[2, 3]])
         >>> top_items(states, weight, bias, k=1, seen=torch.tensor([[0, 2]])).items
         tensor([[3]])
+        >>> top_items(states, weight, bias, k=2, candidates=[3, 3, 1]).items
+        tensor([[3, 1]])
     """
-    v, b = weight.shape[1], states.shape[1]
-    _check(v, b, k, candidates, aggregate)
+    where, (v, d), b = "recommend", weight.shape[1:], states.shape[1]
+    choice(where, "aggregate", aggregate, get_args(Aggregate))
+    chosen = None if candidates is None else _candidates(candidates, v, b, states.device)
+    c = v if chosen is None else chosen.shape[-1]
+    k = whole(where, f"k of {c} {'items' if chosen is None else 'candidates'}", k, least=1, most=c)
+    # Lists of each user's own take a copy of their classifiers' rows; seen items are compared with every candidate.
+    columns = c if chosen is None else c * (d + 1) if chosen.ndim == 2 else c
+    columns = columns if chosen is None or seen is None else max(columns, c * seen.shape[1] // 4)
     found = []
-    for rows in _blocks(states, v if candidates is None else candidates.shape[-1]):
-        own = candidates[rows] if candidates is not None and candidates.ndim == 2 else candidates
-        logits = _logits(states[:, rows], weight, bias, own)
-        scores = aggregate_scores(logits, aggregate)
+    for rows in _blocks(states, columns):
+        own = chosen[rows] if chosen is not None and chosen.ndim == 2 else chosen
+        scores = aggregate_scores(_logits(states[:, rows], weight, bias, own), aggregate)
         scores = scores if mean is None else mean(scores)
-        items = torch.arange(1, v + 1, device=states.device) if own is None else own
         if own is not None:
             scores = scores.masked_fill(own == 0, -torch.inf)
-        if seen is not None and own is None:
-            past = seen[rows]
-            scores = torch.cat([scores, scores.new_empty(len(scores), 1)], dim=1)  # a last column for the padding
-            scores = scores.scatter_(1, (past - 1) % (v + 1), -torch.inf)[:, :v]
-        elif seen is not None:
-            past = (items.expand(len(scores), -1)[:, :, None] == seen[rows][:, None, :]).any(dim=-1)
-            scores = scores.masked_fill(past, -torch.inf)
+        scores = scores if seen is None else _without(scores, seen[rows], own)
         best = scores.topk(k, dim=1)
-        chosen = items.expand(len(scores), -1).gather(1, best.indices)
-        found.append((chosen.masked_fill(best.values == -torch.inf, 0), best.values))
+        _finite(where, best.values.masked_fill(best.values == -torch.inf, 0))
+        items = torch.arange(1, v + 1, device=states.device) if own is None else own
+        picked = items.expand(len(scores), -1).gather(1, best.indices)
+        found.append((picked.masked_fill(best.values == -torch.inf, 0), best.values))
     return Recommendations(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -144,15 +203,19 @@ def uncertainty(
     k: int = 10,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Uncertainty:
-    """How sure the ensemble is: entropy of the mean p̄ of the members' softmaxes, mutual information, disagreement.
+    """Measure how sure the ensemble is: entropy of the mean p̄ of the members' softmaxes, and how they differ.
 
-    Mutual information is H(p̄) − mean of H(p_n): it is 0 where all members say the same, however unsure each is.
-    Disagreement is 1 − the mean, over pairs of members, of the Jaccard index of their k best items; 0 for one member.
+    Mutual information is H(p̄) − mean of H(p_n): it is 0 if all members have the same distribution, however unsure each
+    is. Disagreement is 1 − the mean, over pairs of members, of the Jaccard index of their k best items; 0 for one
+    member.
 
     Args:
         states, weight, bias: as for ``top_items``.
         k: length of the lists that are compared.
-        gather: adds what members of other processes say, along the first dimension; None: there are none.
+        gather: adds the members of other processes, along the first dimension; None: there are none.
+
+    Raises:
+        EnsembleKDError: a k that cannot be used, or scores that are not finite.
 
     Examples:
         >>> weight = torch.tensor([[[9.0], [0.0]], [[0.0], [9.0]]])  # two members, each sure of another item
@@ -160,16 +223,17 @@ def uncertainty(
         >>> [round(float(value), 2) for value in sure]
         [0.69, 0.69, 1.0]
     """
-    _check(weight.shape[1], states.shape[1], k, None, "logits")
+    v = weight.shape[1]
+    k = whole("uncertainty", f"k of {v} items", k, least=1, most=v)
     found = []
-    for rows in _blocks(states, weight.shape[1]):
+    for rows in _blocks(states, v):
         logs = _logits(states[:, rows], weight, bias, None).log_softmax(dim=-1)
         logs = logs if gather is None else gather(logs)
         n = len(logs)
         mean = logs.logsumexp(dim=0) - math.log(n)
         entropy, each = -(mean.exp() * mean).sum(dim=-1), -(logs.exp() * logs).sum(dim=-1)
         apart = disagreement(logs.topk(k, dim=-1).indices)
-        found.append((entropy, (entropy - each.mean(dim=0)).clamp(min=0), apart.to(entropy)))
+        found.append((_finite("uncertainty", entropy), (entropy - each.mean(dim=0)).clamp(min=0), apart.to(entropy)))
     return Uncertainty(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -190,21 +254,41 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | N
     return logits.masked_fill(candidates == 0, -torch.inf)
 
 
-def _check(v: int, b: int, k: int, candidates: Tensor | None, aggregate: str) -> None:
-    if aggregate not in get_args(Aggregate):
-        expected = "aggregate " + " or ".join(map(repr, get_args(Aggregate)))
-        raise EnsembleKDError("recommend", expected, repr(aggregate), "Choose one of these.")
-    if candidates is not None:
-        shaped = candidates.ndim == 1 or (candidates.ndim == 2 and len(candidates) == b)
-        if candidates.dtype != torch.int64 or not shaped or not candidates.numel():
-            got, fix = (
-                f"{candidates.dtype} {tuple(candidates.shape)}",
-                "Pass one list of item ids for all, or one each.",
-            )
-            raise EnsembleKDError("recommend", f"candidates int64 (c,) or ({b}, c)", got, fix)
-        low, high = (int(x) for x in candidates.aminmax())
-        if not (low >= (1 if candidates.ndim == 1 else 0) and high <= v):
-            raise EnsembleKDError("recommend", f"candidates in 1..{v} (num_items)", f"{low}..{high}", "Pass item ids.")
-    most, name = (v, "num_items") if candidates is None else (candidates.shape[-1], "candidates")
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= most:
-        raise EnsembleKDError("recommend", f"a whole number 1 <= k <= {most} ({name})", repr(k), "Ask for fewer items.")
+def _without(scores: Tensor, seen: Tensor, candidates: Tensor | None) -> Tensor:
+    """Scores (r, c) with -inf for seen items (r, l)."""
+    if candidates is None:
+        v = scores.shape[1]
+        scores = torch.cat([scores, scores.new_empty(len(scores), 1)], dim=1)  # a last column for the padding
+        return scores.scatter_(1, (seen - 1) % (v + 1), -torch.inf)[:, :v]
+    past = (candidates.expand(len(scores), -1)[:, :, None] == seen[:, None, :]).any(dim=-1)
+    return scores.masked_fill(past, -torch.inf)
+
+
+def _candidates(candidates: object, v: int, b: int, device: torch.device) -> Tensor:
+    """(c,) or (b, c) int64 on the states' device, each item once per list."""
+    expected, fix = f"candidates int64 (c,) or ({b}, c)", "Pass one list of item ids for all, or one each."
+    try:
+        ids = torch.as_tensor(candidates, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise EnsembleKDError("recommend", expected, shown(candidates), fix) from error
+    whole_numbers = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    shaped = ids.ndim == 1 or (ids.ndim == 2 and len(ids) == b)
+    if not whole_numbers or not shaped or not ids.numel():
+        raise EnsembleKDError("recommend", expected, f"{ids.dtype} {tuple(ids.shape)}", fix)
+    ids = ids.long()
+    low, high = (int(x) for x in ids.aminmax())
+    if not (low >= (1 if ids.ndim == 1 else 0) and high <= v):
+        raise EnsembleKDError("recommend", f"candidates in 1..{v} (num_items)", f"{low}..{high}", "Pass item ids.")
+    ordered, places = ids.sort(dim=-1, stable=True)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again.scatter_(-1, places[..., 1:], ordered[..., 1:] == ordered[..., :-1])
+    return ids[~again] if ids.ndim == 1 else ids.masked_fill(again, 0)
+
+
+def _finite(where: str, values: Tensor) -> Tensor:
+    """Return the values, or raise if a score is NaN or infinite: topk would take NaN for the best."""
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).reshape(len(values), -1).any(dim=1).sum())
+        fix = "The weights are damaged or their training diverged: load another checkpoint."
+        raise EnsembleKDError(where, "finite scores", f"NaN or infinite ones in {bad} of {len(values)} rows", fix)
+    return values

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,8 +130,11 @@ def test_one_inner_product_serves_the_ensemble(kind: str, classifier: str) -> No
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("sasrec")
     whole = model.recommend(IDS, k=4), model.uncertainty(IDS)
+    each = torch.tensor([[11, 0], [12, 13], [14, 1]])
+    whole = (*whole, model.recommend(IDS, k=2, candidates=each))
     monkeypatch.setattr(served, "BLOCK_BYTES", 1)  # a user at a time
-    for one, other in zip(whole, (model.recommend(IDS, k=4), model.uncertainty(IDS)), strict=True):
+    blocks = model.recommend(IDS, k=4), model.uncertainty(IDS), model.recommend(IDS, k=2, candidates=each)
+    for one, other in zip(whole, blocks, strict=True):
         for x, y in zip(one, other, strict=True):
             torch.testing.assert_close(x, y)
 
@@ -152,11 +156,11 @@ def test_candidates_narrow_the_recommendations() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"aggregate": "votes"}, "aggregate 'logits' or 'probabilities' or 'ranks', got 'votes'. Choose one of these."),
-        ({"k": 15}, "a whole number 1 <= k <= 14 (num_items), got 15. Ask for fewer items."),
+        ({"aggregate": "votes"}, "aggregate 'logits', 'probabilities' or 'ranks', got 'votes'. Choose one of these."),
+        ({"k": 15}, "k of 14 items, a whole number in 1..14, got 15. Pass such a number."),
         (
             {"candidates": torch.tensor([1, 2])},
-            "a whole number 1 <= k <= 2 (candidates), got 10. Ask for fewer items.",
+            "k of 2 candidates, a whole number in 1..2, got 10. Pass such a number.",
         ),
         (
             {"candidates": torch.ones(2, 12, dtype=torch.long)},
@@ -172,3 +176,79 @@ def test_what_cannot_be_asked(options: dict[str, Any], text: str) -> None:
     with pytest.raises(EnsembleKDError) as error:
         model_of("sasrec").recommend(IDS, **options)
     assert str(error.value) == f"recommend: expected {text}"
+
+
+@pytest.mark.parametrize("candidates", ["17", [[1, 2], [3]], [1.5, 2.0], [True, False], [], 3, [2**70], {1: 2}])
+def test_candidates_of_other_kinds(candidates: Any) -> None:
+    with pytest.raises(EnsembleKDError, match=r"recommend: expected candidates int64 \(c,\) or \(3, c\), got"):
+        model_of("sasrec").recommend(IDS, k=1, candidates=candidates)
+
+
+@quick
+@given(heads(), st.sampled_from(["logits", "probabilities", "ranks"]), st.booleans(), st.data())
+def test_repeated_candidates_count_once(head: Any, how: Any, own: bool, data: st.DataObject) -> None:
+    """As a list, and as many kinds of array, with as many repeats as one likes."""
+    (_, b, _), v = head[0].shape, head[1].shape[1]
+    lists = data.draw(st.lists(st.lists(st.integers(1, v), min_size=4, max_size=4), min_size=b, max_size=b))
+    once = [list(dict.fromkeys(row)) for row in lists]
+    if not own:
+        lists, once = [lists[0]] * b, [once[0]] * b
+    kinds = (list, torch.tensor, lambda x: np.array(x, dtype=np.int32))
+    given_as = data.draw(st.sampled_from(kinds))(lists if own else lists[0])
+    k = min(map(len, once))
+    got = served.top_items(*head, k=k, candidates=given_as, aggregate=how)
+    for user, among in enumerate(once):
+        assert len(set(got.items[user].tolist())) == k
+        single = served.top_items(
+            head[0][:, user : user + 1], *head[1:], k=k, candidates=torch.tensor(among), aggregate=how
+        )
+        torch.testing.assert_close(single.scores[0], got.scores[user])
+
+
+def test_seven_seven_nine() -> None:
+    items, _ = model_of("sasrec").recommend(IDS[:2], k=2, candidates=[7, 7, 9], exclude_seen=False)
+    assert [sorted(row) for row in items.tolist()] == [[7, 9], [7, 9]]
+    with pytest.raises(EnsembleKDError, match=r"k of 2 candidates, a whole number in 1\.\.2, got 3"):
+        model_of("sasrec").recommend(IDS, k=3, candidates=[7, 7, 9])
+
+
+def test_lists_leave_the_missing_items_out() -> None:
+    names = tuple("abcdefghijklmn")
+    found = model_of("sasrec").recommend(IDS[:1], k=3, candidates=[3, 4, 6])
+    assert found.items[0].tolist() == [6, 0, 0]
+    assert found.lists() == [[6]]
+    assert found.lists(names) == [["f"]]
+
+
+@pytest.mark.parametrize("aggregate", ["logits", "probabilities", "ranks"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_refused(aggregate: Any, value: float) -> None:
+    model = model_of("sasrec")
+    with torch.no_grad():
+        model.item_classifier.bias[1, 6] = value
+    model.recommend(IDS, k=1, candidates=[1, 2], exclude_seen=False, aggregate=aggregate)  # item 7 is not asked for
+    calls = [lambda: model.uncertainty(IDS), lambda: model.item_vectors()]
+    if not (aggregate == "ranks" and value == math.inf):  # an infinite score has a rank
+        calls.append(lambda: model.recommend(IDS, k=1, exclude_seen=False, aggregate=aggregate))
+    for call in calls:
+        with pytest.raises(EnsembleKDError, match=r"expected finite scores, got NaN or infinite ones in .*diverged"):
+            call()
+    with torch.no_grad():
+        model.encoder.get_parameter("norm.weight")[0] = value
+    with pytest.raises(EnsembleKDError, match=r"query_vectors: expected finite scores, got .* in 3 of 3 rows"):
+        model.query_vectors(IDS)
+
+
+def test_some_sequences_are_encoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, sizes = torch.arange(1, 41).view(10, 4), []
+
+    def encode(rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return rows[None].double()
+
+    monkeypatch.setattr(served, "ENCODER_BYTES", 3 * 4 * 4 * (16 * 4 + 4 * 4))  # three sequences
+    assert torch.equal(served.encoded(encode, ids, n=1, d=4, longest=None), ids[None].double())
+    assert sizes == [3, 3, 3, 1]
+    sizes.clear()
+    served.encoded(encode, ids, n=1, d=4, longest=2)  # the encoder reads half of each: more sequences fit
+    assert sizes[0] > 3
