@@ -1,8 +1,8 @@
 """``fit``: train a model on sequences, keep the best epoch, survive being killed."""
 
+from ensemble_kd.training.fit import FitResult, fit
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.optimizer import RowAdamW
-from ensemble_kd.training.run import FitResult, fit
 from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
 from ensemble_kd.training.settings import Callback
 

@@ -1,14 +1,9 @@
-"""``fit``: train an ``EnsembleKD`` on sequences, keep the best epoch, survive being killed.
-
-Those with a training loop of their own need only ``model.loss(item_ids).total``.
-"""
+"""One training run: its epochs, steps, validations and checkpoints."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,157 +23,26 @@ from ensemble_kd.distributed import (
     own_states,
     whole,
 )
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import (
     Evaluation,
-    Exclude,
-    Precision,
     autocast,
     evaluate,
 )
-from ensemble_kd.seeding import member_seed, random_state, seeded, set_random_state
+from ensemble_kd.seeding import random_state, set_random_state
 from ensemble_kd.training import state as checkpoints
+from ensemble_kd.training.fingerprint import check_same_run, run_fingerprint
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.log import Means, RunLog
 from ensemble_kd.training.optimizer import RowAdamW
-from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
-from ensemble_kd.training.settings import Callback, Settings, check_same_run
-
-__all__ = ["Cosine", "FitResult", "Ramp", "Schedule", "StepDecay", "fit"]
+from ensemble_kd.training.settings import Settings
 
 METRIC = "NDCG@10"
 WINDOW = 50  # the longest training window where none is given
 
 
-@dataclass
-class FitResult:
-    """What a run came to; ``model`` holds the weights of the best epoch."""
-
-    best_epoch: int
-    best: Mapping[str, Mapping[str, float]]  # validation metrics of that epoch, by scorer
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
-
-
-def fit(
-    model: EnsembleKD,
-    data: AnySequences,
-    *,
-    epochs: int = 10,
-    batch_size: int = 128,
-    lr: float = 2e-3,
-    weight_decay: float = 0.0,
-    schedule: Schedule | None = None,
-    transfer: Schedule | None = None,
-    max_grad_norm: float | None = 5.0,
-    window: int | None = None,
-    window_step: int = 1,
-    by_length: bool = True,
-    precision: Precision = "float32",
-    exclude: Exclude = "history",
-    patience: int | None = None,
-    output_dir: str | PathLike[str] | None = None,
-    resume: bool = False,
-    checkpoint_every_s: float = 120.0,
-    log_every: int = 50,
-    callback: Callback | None = None,
-    progress: bool = True,
-    seed: int = 0,
-    loss: ItemLoss | None = None,
-) -> FitResult:
-    """Train with Adam, validate after every epoch, and leave the weights of the best epoch (NDCG@10) in the model.
-
-    With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
-
-    The default rate and schedule are those of the best runs on Beauty, epochs and batch size a middle between those of
-    its encoders, which go together with dropout: SASRec with dropout 0.1 was done after 5 epochs of batches of 64,
-    BERT4Rec on masked items took 12 or more of 256 (benchmarks/paper/recipes.py). The paper's: ``presets.PAPER_FIT``.
-
-    Where ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its
-    rows of each batch. Gradients are those of one process on the whole batch, save where rows depend on each other
-    (BatchNorm); masks and dropout are drawn by each process. The first one writes, into a folder that all see.
-
-    Args:
-        model: on the device where it is to be trained.
-        data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
-        epochs: passes over the windows.
-        batch_size: windows in a step, of all processes together.
-        lr: Adam's learning rate at ``schedule`` = 1.
-        weight_decay: decoupled (AdamW); 0 is plain Adam.
-        schedule: default ``Cosine(warmup=0.5)``; the paper's is ``StepDecay()``.
-        transfer: share of the weights of ICL, CCL and KD over the run, ``Ramp(0.25, 0.5)`` say; default: all of them
-            from the start. What has no weight is not computed.
-        max_grad_norm: clip each member's gradient norm; None: do not.
-        window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
-        window_step: distance between a user's windows.
-        by_length: encode a batch's rows of similar length together (faster on a CPU, the same loss), see
-            ``EnsembleKD.loss``.
-        precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
-        exclude: items that validation does not rank, see ``evaluate``.
-        patience: stop after so many epochs without a better validation; None: never.
-        output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events where it is installed; what an
-            earlier run left there is overwritten unless ``resume``; None: nothing is written.
-        resume: go on where ``output_dir``/last.pt stopped, if it is there. On the same machine with as many threads,
-            the end is bit for bit that of a run never stopped.
-        checkpoint_every_s: seconds between writes of last.pt within an epoch; it is written after every epoch, too.
-        log_every: steps between log entries.
-        callback: is given each log entry, ``{"kind": "step" | "epoch", ...}``; losses in it are means over the steps
-            since the entry before (of a step), or over the epoch (``entry["train"]``). Every process calls its own.
-        progress: show a bar with losses and speed (needs tqdm, the extra ``train``).
-        seed: of the order, masks and dropout. The global random state is left as it was.
-        loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other, is the
-            default; ``FromTeacher(ensemble)``, from another ensemble; or an ``ItemLoss`` of your own.
-
-    Returns:
-        The best epoch (from 0), its validation metrics, and an entry for each epoch.
-
-    Raises:
-        EnsembleKDError: a setting that cannot be used, data that does not fit the model, a checkpoint of another run, a
-            loss that is not finite (with the step and the term; checkpoints keep the last good state).
-
-    Examples:
-        >>> from ensemble_kd.data import synthetic
-        >>> from ensemble_kd.encoders import SASRec
-        >>> data = synthetic(num_users=40, num_items=100)
-        >>> model = EnsembleKD(lambda: SASRec(100, d_model=4, max_len=10), n=2)
-        >>> result = fit(model, data, epochs=1, progress=False)
-        >>> result.best_epoch, list(result.best)
-        (0, ['member 0', 'member 1', 'ensemble'])
-    """
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        schedule=schedule if schedule is not None else Cosine(warmup=0.5),
-        transfer=transfer,
-        max_grad_norm=max_grad_norm,
-        window=window,
-        window_step=window_step,
-        by_length=by_length,
-        precision=precision,
-        exclude=exclude,
-        patience=patience,
-        output_dir=output_dir,
-        resume=resume,
-        checkpoint_every_s=checkpoint_every_s,
-        log_every=log_every,
-        callback=callback,
-        progress=progress,
-        seed=seed,
-    )
-    # Where there are several processes, the rows of a batch are spread over all of them.
-    place = model.place if model.place.size > 1 else Place.world()
-    run, training = _Run(model, data, settings, place, Mutual() if loss is None else loss), model.training
-    try:
-        with seeded(seed if place.is_first else member_seed(seed, place.rank, stream=3)):
-            return run.train()
-    finally:
-        run.log.close()
-        model.train(training)
-
-
-class _Run:
+class Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
     def __init__(
@@ -200,7 +64,7 @@ class _Run:
             fix = "Every process needs a row: use a larger batch, or fewer processes."
             raise EnsembleKDError("fit", f"batch_size >= {self.place.data_size}", settings.batch_size, fix)
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
-        told = gather_objects(settings.fingerprint(model, data, window, place, item_loss), place)
+        told = gather_objects(run_fingerprint(settings, model, data, window, place, item_loss), place)
         self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss = SpreadLoss(model, place, tables=_sparse_tables(model), constant=["attribute_table"])
@@ -217,7 +81,8 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.recent, self.whole = Means(), Means()  # since the last entry, and of the epoch before it
 
-    def train(self) -> FitResult:
+    def train(self) -> None:
+        """Train to the end, and leave the weights of the best epoch in the model."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         resume = self.folder is not None and self.settings.resume and (self.folder / "last.pt").exists()
@@ -232,7 +97,6 @@ class _Run:
             self._one_epoch()
         if self.best_state is not None:
             self.model.load_state_dict(self.best_state)
-        return FitResult(self.best_epoch, self.best_rows, self.history)
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience

@@ -1,22 +1,18 @@
-"""The settings of a training run: checked once, and compared when a run is resumed."""
+"""The settings of a training run, checked once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, get_args
 
-from ensemble_kd.data import AnySequences
-from ensemble_kd.distributed import Place
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss, fingerprint
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
 from ensemble_kd.training.schedules import Schedule
 
 Callback = Callable[[Mapping[str, Any]], None]
-MAX_NAMED = 5  # differences that an error lists
 SAMPLES = 4  # of the schedule, in an epoch
 
 
@@ -97,57 +93,6 @@ class Settings:
                 expected = "a schedule of finite shares >= 0"
                 raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
         return [float(share) for share in shares]
-
-    def fingerprint(
-        self, model: EnsembleKD, data: AnySequences, window: int, place: Place, item_loss: ItemLoss
-    ) -> dict[str, str]:
-        """Return by name what must be the same for a run to go on; schedules are compared by their ``shares``."""
-        return {
-            **{
-                name: repr(getattr(self, name))
-                for name in ("lr", "weight_decay", "max_grad_norm", "batch_size", "seed")
-            },
-            **{name: repr(getattr(self, name)) for name in ("window_step", "precision", "exclude")},
-            "window": repr(window),
-            "by_length": repr(bool(self.by_length)),
-            "data": f"{data!r} with checksum {data.checksum}",
-            **({"processes": str(place)} if place.size > 1 else {}),
-            **item_loss.fingerprint(),
-            **fingerprint(model),
-        }
-
-
-def check_same_run(
-    before: Mapping[str, str], now: Mapping[str, str], shares_before: Sequence[float], shares_now: Sequence[float]
-) -> None:
-    """Refuse to go on with a run under other settings. ``epochs`` may differ where the schedule does not mind.
-
-    Raises:
-        EnsembleKDError: names what differs.
-
-    Examples:
-        >>> check_same_run({"seed": "0"}, {"seed": "1"}, [], [])
-        Traceback (most recent call last):
-            ...
-        ensemble_kd.errors.EnsembleKDError: resume: expected the run that wrote the checkpoint, got seed: 0 then, \
-1 now. Resume with the settings of the first call, or choose another output_dir.
-    """
-    names = [*now, *(name for name in before if name not in now)]
-    differing = [
-        f"{name}: {before.get(name, 'nothing')} then, {now.get(name, 'nothing')} now"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
-    for i, (then, new) in enumerate(zip(shares_before, shares_now, strict=False)):
-        if then != new:
-            what = "transfer" if i % 2 else "schedule"
-            differing.append(f"{what} at epoch {i // 2 / SAMPLES:g}: {then:g} then, {new:g} now")
-            break
-    if differing:
-        if len(differing) > MAX_NAMED:
-            differing = [*differing[:MAX_NAMED], f"and {len(differing) - MAX_NAMED} more"]
-        fix = "Resume with the settings of the first call, or choose another output_dir."
-        raise EnsembleKDError("resume", "the run that wrote the checkpoint", "; ".join(differing), fix)
 
 
 def _whole(name: str, value: object, *, least: int) -> None:
