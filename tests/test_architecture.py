@@ -28,6 +28,7 @@ evaluation export
 training
 distillation presets testing
 """
+INTERNAL = {"arguments", "files", "seeding", "torch_private"}  # for the library alone
 # Top-level distributions that a module may import at all; extras are imported inside the functions that need them.
 RUNTIME = {"torch", "einops", "numpy", "typing_extensions"}
 USERS = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -37,7 +38,6 @@ def levels(text: str) -> list[set[str]]:
     return [set(line.split()) for line in text.strip().splitlines()]
 
 
-@pytest.mark.xfail(reason="the rooms are still being split")
 def test_imports_point_down() -> None:
     assert faults(PACKAGE, levels(LEVELS)) == []
 
@@ -54,10 +54,11 @@ def test_the_drawing_is_the_same_list() -> None:
     assert drawn == levels(LEVELS)
 
 
-@pytest.mark.xfail(reason="the rooms are still being split")
 @pytest.mark.parametrize("path", USERS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_and_benchmarks_use_what_is_public(path: Path) -> None:
-    assert [fault for fault in reaches(path, PACKAGE) if fault[2]] == []
+    used = list(reaches(path, PACKAGE))
+    assert [fault for fault in used if fault[2]] == []
+    assert {room for _, room, _ in used} & INTERNAL == set()
 
 
 def test_modules_load_runtime_dependencies_alone() -> None:

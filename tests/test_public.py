@@ -1,0 +1,86 @@
+"""The public surface: the names that the package and each of its rooms offer. A change here is one that users see."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from tests.imports import public, rooms
+from tests.test_architecture import INTERNAL, PACKAGE
+
+SURFACE = {
+    "": """
+        AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
+    """,
+    "data": """
+        AnySequences BatchPlan BlockPlan ItemAttributes left_padded MappedSequences read_amazon read_movielens
+        read_recbole read_text SequenceData Split synthetic write_sequences
+    """,
+    "distillation": """
+        distill Distilled FromTeacher splice
+    """,
+    "distributed": """
+        agree beside gather_members gather_objects gather_rows gather_states gathered mean_members own_moments
+        own_shards own_states Place process_group reduced restarted same_draws shard shares SpreadLoss
+        sum_members_ sum_rows whole
+    """,
+    "encoders": """
+        BERT4Rec Caser from_huggingface GRU4Rec right_padded SASRec
+    """,
+    "ensemble": """
+        Attributes check_output checksum Classifier default_losses EnsembleKD fingerprint ItemLoss Mutual probe
+        size_of Step Weighting without_addresses
+    """,
+    "errors": """
+        EnsembleKDError first_line import_extra
+    """,
+    "evaluation": """
+        autocast evaluate evaluate_popularity Evaluation Exclude LONGEST Precision protocol table TILE_BYTES
+    """,
+    "export": """
+        load save Scorer to_onnx to_program
+    """,
+    "functional": """
+        attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool
+        pool_sequence Variant
+    """,
+    "losses": """
+        AP attribute_losses CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss LossName
+        LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
+    """,
+    "metrics": """
+        CUTOFFS disagreement hit_rate metric_row mrr ndcg ranks
+    """,
+    "objectives": """
+        Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective selects
+    """,
+    "presets": """
+        paper PAPER_FIT strong_kd STRONG_KD_FIT
+    """,
+    "serving": """
+        Aggregate aggregate_scores BLOCK_BYTES item_vectors query_vectors Recommendations top_items Uncertainty
+        uncertainty
+    """,
+    "stacking": """
+        Backend build_members check_members duplicate Heads inner_rows share_table sparse_lookups StackedModule
+        take_rows
+    """,
+    "testing": """
+        Check check_encoder Report
+    """,
+    "training": """
+        Callback clip_members_ Cosine fit FitResult Ramp RowAdamW Schedule StepDecay
+    """,
+}
+
+
+@pytest.mark.parametrize("room", SURFACE)
+def test_the_public_names(room: str) -> None:
+    assert public(PACKAGE, room) == set(SURFACE[room].split())
+    module = import_module(f"ensemble_kd.{room}".rstrip("."))
+    assert [name for name in SURFACE[room].split() if not hasattr(module, name)] == []
+
+
+def test_no_room_is_left_out() -> None:
+    assert SURFACE.keys() == {"", *rooms(PACKAGE)} - INTERNAL
