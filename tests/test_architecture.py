@@ -97,6 +97,7 @@ assert not torch.cuda.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_import_brings_in_nothing_else() -> None:
     run = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", IMPORT], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -102,6 +102,7 @@ def teacher() -> EnsembleKD:
     return EnsembleKD(lambda: SASRec(90, d_model=8, max_len=10, dropout=0.3), n=3, item_attributes=DATA.item_attributes)
 
 
+@pytest.mark.slow
 def test_a_student_comes_to_say_what_its_teacher_says(teacher: EnsembleKD) -> None:
     """With nothing but a strong teacher, whose answers are sharp, the student's answers approach them."""
     with torch.no_grad():

@@ -500,6 +500,7 @@ def trained(folder: Path, *, kill_at: int | None = None) -> EnsembleKD:
     return model
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_never_killed(tmp_path: Path) -> None:
     unbroken = trained(tmp_path / "a")
     with pytest.raises(Killed):

@@ -399,6 +399,7 @@ def test_members_draw_their_own_under_vmap(name: str) -> None:
     torch.testing.assert_close(out, out[:1].expand_as(out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "backend"), PAIRS)
 def test_training_lowers_the_loss(name: str, backend: str) -> None:
     model = model_of(name, backend)
@@ -421,6 +422,7 @@ def test_training_lowers_the_loss(name: str, backend: str) -> None:
     assert model.backend["train on cpu"] == f"{backend} (asked for)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "backend"), PAIRS)
 def test_a_member_scores_as_its_row_after_training(name: str, backend: str) -> None:
     model = model_of(name, backend)

@@ -117,6 +117,7 @@ def assert_ends_as(unbroken: tuple[EnsembleKD, FitResult, Path], folder: Path, m
 # ---------------------------------------------------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
 def test_fit_lowers_the_loss_and_beats_popularity() -> None:
     model = sasrec()
     result = train(model, epochs=15, window_step=1)
