@@ -12,6 +12,7 @@ import torch
 
 from ensemble_kd.arguments import is_whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.torch_private import accelerator_devices
 
 
 def member_seed(seed: int, member: int, stream: int = 0) -> int:
@@ -36,10 +37,9 @@ def member_seed(seed: int, member: int, stream: int = 0) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Run a block under its own seed for torch, NumPy and ``random``; afterwards all three are as they were."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - encoders may use them
-    accelerator = torch.accelerator.current_accelerator()
-    kind = "cuda" if accelerator is None else accelerator.type
+    kind, devices = accelerator_devices()
     # All devices are named, since fork_rng warns where it has to choose several by itself.
-    with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
+    with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

@@ -1,7 +1,7 @@
-"""The corners of torch that we lean on and that torch does not promise to keep: one function each, with its reason.
+"""The corners of torch that are private, or that differ between its versions: one function each, with its reason.
 
-All were tested on torch 2.13. Where a newer version fails, this is the file to read first. No other file of the package
-uses a name of torch's that starts with an underscore.
+README lists the versions that they were tested on. Where a newer version fails, this is the file to read first. No
+other file of the package uses a name of torch's that starts with an underscore.
 """
 
 from __future__ import annotations
@@ -103,6 +103,43 @@ def is_transformed(tensor: Tensor) -> bool:
         (True, False)
     """
     return _functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def view_as_int16(x: Tensor) -> Tensor:
+    """Return the bits of an int64 tensor (c,) as an int16 tensor (4c,): a view; within ``torch.vmap`` a copy.
+
+    Reason: to torch 2.7 at least, ``Tensor.view(dtype)`` has no batching rule, so vmap cannot run it.
+
+    Examples:
+        >>> x = torch.tensor([-1, 2**40 + 5])
+        >>> view_as_int16(x).tolist()
+        [-1, -1, -1, -1, 5, 0, 256, 0]
+        >>> torch.vmap(view_as_int16)(x[None]).tolist()
+        [[-1, -1, -1, -1, 5, 0, 256, 0]]
+    """
+    if not is_vmap_slice(x):
+        return x.view(torch.int16)
+    return (x[:, None] >> torch.tensor([0, 16, 32, 48])).to(torch.int16).flatten()
+
+
+def accelerator_devices() -> tuple[str, range]:
+    """Return the kind of this machine's accelerator and the indices of its devices; ("cuda", range(0)) if it has none.
+
+    Reason: on a CUDA build without a driver ``torch.accelerator`` raises: ``current_accelerator`` in torch 2.6,
+    ``device_count`` in 2.6 and 2.7.
+
+    Examples:
+        >>> kind, devices = accelerator_devices()
+        >>> len(devices) == torch.get_device_module(kind).device_count()
+        True
+    """
+    try:
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None:
+            return accelerator.type, range(torch.accelerator.device_count())
+    except RuntimeError:
+        pass
+    return "cuda", range(0)
 
 
 _fast_path_lock = threading.Lock()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.arguments import number, whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.torch_private import view_as_int16
 
 # Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
 # so that a row with nothing to attend to gives a mean instead of a NaN.
@@ -31,7 +32,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,)).view(torch.int16)
+    draws = view_as_int16(torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,)))
     keep = draws[: x.numel()].view(x.shape) >= dropped - 32768
     return x * (keep.to(x.dtype) * (65536 / (65536 - dropped)))
 

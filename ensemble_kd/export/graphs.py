@@ -81,7 +81,8 @@ def to_program(model: EnsembleKD, *, k: int | None = None) -> torch.export.Expor
         True
     """
     example = torch.ones(EXAMPLE, dtype=torch.long, device=model.device)
-    shapes = ({0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1)},)
+    # torch 2.6 takes no dimension without a largest size.
+    shapes = ({i: torch.export.Dim(name, min=1, max=2**31 - 1) for i, name in enumerate(("batch", "length"))},)
     try:
         with warnings.catch_warnings():
             # cuDNN's view of a GRU's weights, made anew in every call; the graph reads the parameters themselves.
