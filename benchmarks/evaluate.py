@@ -34,8 +34,8 @@ def sorted_ranks(model: EnsembleKD, data: SequenceData, users: int = 512) -> tor
         scores = torch.cat([scores, scores.mean(dim=0, keepdim=True)])
         wanted = target[part].to(scores.device)
         own = (row_of >= part[0]) & (row_of <= part[-1]) & (items != target[row_of])
-        at = (row_of[own] - part[0]).to(scores.device), items[own].to(scores.device)
-        scores[:, *at] = -torch.inf
+        rows, seen = (row_of[own] - part[0]).to(scores.device), items[own].to(scores.device)
+        scores[:, rows, seen] = -torch.inf
         order = scores.argsort(dim=-1, descending=True)
         found.append((order == wanted[:, None]).to(torch.uint8).argmax(dim=-1).cpu())
     return torch.cat(found, dim=1)
