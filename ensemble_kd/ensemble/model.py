@@ -265,6 +265,22 @@ class EnsembleKD(Scoring):
             share=share,
         )
 
+    def sparse_tables(self) -> list[str]:
+        """Return the names of the parameters that get sparse gradients, because the objective samples its negatives.
+
+        Examples:
+            >>> from ensemble_kd.encoders import SASRec
+            >>> factory = lambda: SASRec(100, d_model=4, max_len=5)
+            >>> EnsembleKD(factory, n=2).sparse_tables()
+            []
+            >>> EnsembleKD(factory, n=2, objective=NextItem(negatives=4)).sparse_tables()
+            ['encoder.item_embedding.weight', 'item_classifier.weight', 'item_classifier.bias']
+        """
+        if self.objective.negatives is None:
+            return []
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return [name for name, p in trained.items() if p.ndim > 1 and p.shape[1] >= self.num_items]
+
     def member(self, i: int) -> EnsembleKD:
         """Return member i alone, with a copy of its weights: an ``EnsembleKD`` of one, a module that scores by itself.
 

@@ -67,7 +67,7 @@ class Run:
         told = gather_objects(run_fingerprint(settings, model, data, window, place, item_loss), place)
         self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.loss = SpreadLoss(model, place, tables=_sparse_tables(model), constant=["attribute_table"])
+        self.loss = SpreadLoss(model, place, tables=model.sparse_tables(), constant=["attribute_table"])
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         first = self.place.is_first
@@ -282,14 +282,6 @@ class Run:
     def _own_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         own = own_states(state, self.place)
         return own_shards(own, self.model.state_dict()) if self.place.sharded else own
-
-
-def _sparse_tables(model: EnsembleKD) -> list[str]:
-    """Return the names of the parameters that get sparse gradients with sampled negatives: item tables."""
-    if model.objective.negatives is None:
-        return []
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return [name for name, p in trained.items() if p.ndim > 1 and p.shape[1] >= model.num_items]
 
 
 def _window(model: EnsembleKD, window: int | None) -> int:
