@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -252,3 +254,45 @@ def test_some_sequences_are_encoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     sizes.clear()
     served.encoded(encode, ids, n=1, d=4, longest=2)  # the encoder reads half of each: more sequences fit
     assert sizes[0] > 3
+
+
+def test_ids_of_other_kinds_are_refused_with_the_way_out() -> None:
+    for ids, got in ((IDS.numpy(), "ndarray"), (IDS.tolist(), "list")):
+        with pytest.raises(EnsembleKDError, match=rf"got {got}\. Convert them: torch\.as_tensor\(item_ids\)"):
+            model_of("sasrec").recommend(ids)
+    with pytest.raises(EnsembleKDError, match=r"got torch\.int32\. Convert them: item_ids\.long\(\)"):
+        model_of("sasrec").recommend(IDS.int())
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+def test_encoding_in_blocks_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(kind).double()
+    whole = model.recommend(IDS, k=4), model.uncertainty(IDS), (model.query_vectors(IDS),)
+    monkeypatch.setattr(served, "ENCODER_BYTES", 1)  # a user at a time
+    blocks = model.recommend(IDS, k=4), model.uncertainty(IDS), (model.query_vectors(IDS),)
+    for one, other in zip(itertools.chain(*whole), itertools.chain(*blocks), strict=True):
+        torch.testing.assert_close(one, other)
+    assert model.training
+
+
+PEAK = """
+import resource, torch
+from ensemble_kd import EnsembleKD
+from ensemble_kd.encoders import SASRec
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+model = EnsembleKD(lambda: SASRec(2000, d_model=64, max_len=200), n=3)
+ids = torch.randint(1, 2001, (USERS, 200))
+model.recommend(ids[:2])
+before = peak()
+model.recommend(ids)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_recommendations_does_not_grow_with_users() -> None:
+    """1,500 users of 200 items took 1.6 GiB when all of them were encoded at once."""
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK.replace("USERS", "1500")], capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) < 512  # MiB

@@ -107,7 +107,8 @@ ends in padding. Pad on the left with 0 (ensemble_kd.encoders turns right paddin
     """
     if not isinstance(item_ids, Tensor) or item_ids.dtype != torch.int64:
         got = str(item_ids.dtype) if isinstance(item_ids, Tensor) else type(item_ids).__name__
-        raise EnsembleKDError(where, "item_ids as an int64 tensor", got, "Convert them: item_ids.long().")
+        how = "item_ids.long()" if isinstance(item_ids, Tensor) else "torch.as_tensor(item_ids)"
+        raise EnsembleKDError(where, "item_ids as an int64 tensor", got, f"Convert them: {how}.")
     if item_ids.ndim != 2 or 0 in item_ids.shape:
         got = f"{tuple(item_ids.shape)}"
         raise EnsembleKDError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -25,6 +26,7 @@ class Scoring(nn.Module):
     place: Place
     num_items: int
     max_len: int | None
+    hidden_size: int  # d
     newest_only: bool  # the encoder returns (b, d)
     tied_name: str | None  # of the parameter that the classifier is tied to
 
@@ -93,6 +95,9 @@ class Scoring(nn.Module):
 
     def _newest_hidden(self, where: str, item_ids: Tensor) -> Tensor:
         check_ids(where, item_ids, highest=self.num_items)
+        return self._newest(item_ids)
+
+    def _newest(self, item_ids: Tensor) -> Tensor:
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)
         out = self.encode(query)
         return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
@@ -104,7 +109,7 @@ class Scoring(nn.Module):
         k: int = 10,
         *,
         exclude_seen: bool = True,
-        candidates: Tensor | None = None,
+        candidates: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
         aggregate: Aggregate = "logits",
     ) -> Recommendations:
         """Return the k best next items of each sequence, in evaluation mode, some sequences at a time.
@@ -113,8 +118,15 @@ class Scoring(nn.Module):
             item_ids: (b, l) int64 sequences, left-padded with 0; the encoder reads the newest of long ones.
             k: how many.
             exclude_seen: leave out the items of ``item_ids`` itself.
-            candidates: (c,) or (b, c) int64 items to choose from, for all or for each; None: all.
+            candidates: (c,) or (b, c) items to choose from, for all or for each, the second form padded with 0; None:
+                all. Repeated ones count once.
             aggregate: what is averaged over members: "logits" (Eq. 20), "probabilities" or "ranks".
+
+        Returns:
+            Items and scores, (b, k). If fewer than k items are left for a sequence, its last ones are 0, no item.
+
+        Raises:
+            EnsembleKDError: arguments that cannot be used, or scores that are not finite.
 
         Examples:
             >>> from ensemble_kd import EnsembleKD
@@ -177,10 +189,11 @@ class Scoring(nn.Module):
             )
 
     def _serve(self, where: str, item_ids: Tensor) -> Tensor:
-        """Return the members' query states in evaluation mode."""
-        training = self.training
+        """Return the members' query states in evaluation mode, some sequences at a time."""
+        check_ids(where, item_ids, highest=self.num_items)
+        training, n = self.training, len(self.encoder)
         self.eval()
         try:
-            return self._newest_hidden(where, item_ids)
+            return serving.encoded(self._newest, item_ids, n=n, d=self.hidden_size, longest=self.max_len)
         finally:
             self.train(training)
