@@ -112,7 +112,7 @@ class FromTeacher(ItemLoss):
 
 
 class Distilled(NamedTuple):
-    """What ``distill`` returns."""
+    """The result of ``distill``."""
 
     student: EnsembleKD  # of one network, or of n, with the weights of the best epoch
     result: FitResult

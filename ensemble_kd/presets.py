@@ -1,4 +1,4 @@
-"""Settings by name, beside the defaults: the paper's own, as far as it prints them, and strong KD for what overfits.
+"""Settings by name besides the defaults: the paper's, as far as it prints them, and strong KD for what overfits.
 
 ``EnsembleKD(encoder_fn, n=3, **presets.paper(item_attributes))`` and ``fit(model, data, **presets.PAPER_FIT)``, or
 ``**presets.strong_kd(item_attributes)`` and ``**presets.STRONG_KD_FIT``.
@@ -28,12 +28,12 @@ STRONG_KD_FIT: Mapping[str, Any] = {"transfer": Ramp(0.2, 0.5)}
 
 
 def paper(item_attributes: Attributes | None = None) -> dict[str, Any]:
-    """Arguments of ``EnsembleKD``: eight views, 15 % of the positions masked, wherever they are (Sec. 4.1.4).
+    """Return arguments of ``EnsembleKD``: eight views, 15 % of the positions masked, wherever they are (Sec. 4.1.4).
 
-    The paper tunes λ, μ and τ and prints ranges alone; weights and temperature here are those of the authors' code.
+    The paper tunes λ, μ and τ and prints only their ranges. Weights and temperature here are those of the authors' code.
 
     Args:
-        item_attributes: for AP; None: without.
+        item_attributes: for AP; None: without AP.
 
     Examples:
         >>> paper()["objective"]
@@ -50,15 +50,14 @@ def paper(item_attributes: Attributes | None = None) -> dict[str, Any]:
 
 
 def strong_kd(item_attributes: Attributes | None = None) -> dict[str, Any]:
-    """Arguments of ``EnsembleKD``: KD a thousand times as strong as in the authors' code, at temperature 1.
+    """Return arguments of ``EnsembleKD``: KD a thousand times as strong as in the authors' code, at temperature 1.
 
-    For networks that overfit, whose best epoch comes early, so that without KD longer training makes them worse. Train
-    with ``STRONG_KD_FIT``, for twice as many epochs as were best without. SASRec on Beauty became better so than in any
-    other way that was tried; networks that do not overfit learn more slowly and became much worse, see README's
-    results.
+    For networks that overfit: their best epoch comes early, and without KD longer training makes them worse. Train with
+    ``STRONG_KD_FIT``, for twice as many epochs as were best without KD. For SASRec on Beauty this was the best of all
+    settings that were tried. Networks that do not overfit learn more slowly with it and became much worse.
 
     Args:
-        item_attributes: for AP; None: without.
+        item_attributes: for AP; None: without AP.
 
     Examples:
         >>> strong_kd()["losses"]

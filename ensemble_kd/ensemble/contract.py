@@ -1,4 +1,4 @@
-"""What the library asks of encoders and of batches, checked once, at the public boundary.
+"""The contract of encoders and of batches, checked once, at the public boundary.
 
 A batch is item_ids (b, l) int64, 0 = padding on the left, 1..v items, v + 1 the mask token. An encoder maps it to
 hidden states (b, l, d), or (b, d) for the newest position alone.
@@ -28,7 +28,7 @@ class Attributes(Protocol):
 
     @property
     def table(self) -> Tensor:
-        """(v + 2, k) int64: row i lists the attributes of item i as classes from 0, filled up with -1."""
+        """(v + 2, k) int64: row i has the attributes of item i as classes from 0, filled up with -1."""
         ...
 
 
@@ -130,9 +130,12 @@ ends in padding. Pad on the left with 0 (ensemble_kd.encoders turns right paddin
 
 
 def probe(encoder: StackedModule, *, max_len: int | None, highest: int) -> Tensor:
-    """Member 0's output on a tiny batch, (2, l, d) or (2, d), before any training time is lost.
+    """Return member 0's output on a tiny batch, (2, l, d) or (2, d), before any training time is lost.
 
-    ``highest`` is the largest id that the encoder must know.
+    Args:
+        encoder: the members.
+        max_len: longest input that they read; None: any.
+        highest: the largest id that they must know.
 
     Raises:
         EnsembleKDError: the encoder returns something else, or fails.

@@ -1,8 +1,8 @@
 """Hidden states of sequences of unequal length, without most of the padding between them.
 
-Sequences of similar length (up to a factor of 2) are encoded together, in as many columns as the longest of them has,
-and nothing is put back into a padded tensor after. Batches of similar length would save as much, but then an item of a
-short sequence counts more than one of a long sequence: SASRec on Beauty lost a tenth of its NDCG@10 by them (README).
+Sequences of similar length (up to a factor of 2) are encoded together, in as many columns as the longest of them has.
+Nothing is put back into a padded tensor afterwards. Whole batches of similar length would save as much, but then an item
+of a short sequence counts more than an item of a long one: it cost SASRec on Beauty a tenth of its NDCG@10.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ensemble_kd.functional import Pool, pool_sequence
 class Group:
     """Sequences that were encoded together."""
 
-    users: Tensor  # (r,) which of the b sequences
+    users: Tensor  # (r,) their numbers among the b sequences
     real: Tensor  # (k, r, w) bool, False at padding
     hidden: Tensor  # (n, k, r, w, d)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Hidden states of k copies of b sequences: their views, say, and their anchors.
+    """Hidden states of k copies of b sequences, such as their views and their anchors.
 
     Examples:
         >>> item_ids = torch.tensor([[[0, 0, 0, 0, 0, 0, 7], [1, 2, 3, 4, 5, 6, 7]]])
@@ -45,17 +45,17 @@ class Packed:
     length: int  # of the padded sequences; 1 where the encoder gives the newest position alone
 
     def copies(self, chosen: slice) -> Packed:
-        """Some of the copies."""
+        """Return some of the copies."""
         return Packed(tuple(Group(g.users, g.real[chosen], g.hidden[:, chosen]) for g in self.groups), self.length)
 
     @cached_property
     def flat(self) -> Tensor:
-        """All states (n, t, d), one group after the other; one group alone is (n, (k b length), d)."""
+        """All states (n, t, d), group after group; a single group is (n, (k b length), d)."""
         parts = [rearrange(group.hidden, "n k r w d -> n (k r w) d") for group in self.groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def at(self, positions: Tensor) -> Tensor:
-        """States (n, t, d) at positions (t,) of the padded (k b length), none of which may be padding."""
+        """Return the states (n, t, d) at positions (t,) of the padded (k b length), none of which may be padding."""
         shape = self.groups[0].real.shape
         if len(self.groups) > 1 or shape[-1] < self.length:
             place = positions.new_zeros(shape[0], sum(len(group.users) for group in self.groups), self.length)
@@ -68,11 +68,11 @@ class Packed:
         return self.flat.index_select(1, positions)
 
     def by_group(self, pool: Pool) -> list[Tensor]:
-        """H(s) (n, k, r, e) of each group, see ``functional.pool_sequence``; "flatten" gives each its own e = w d."""
+        """Return H(s) (n, k, r, e) per group, see ``functional.pool_sequence``; "flatten" gives each its own e = w d."""
         return [pool_sequence(group.hidden, group.real, pool=pool) for group in self.groups]
 
     def pooled(self, pool: Pool) -> Tensor:
-        """H(s) of all, (n, k, b, e), in the order of the batch."""
+        """Return H(s) of all, (n, k, b, e), in the order of the batch."""
         parts = self.by_group(pool)
         widest = self.length * self.flat.shape[-1] if pool == "flatten" else parts[0].shape[-1]
         parts = [F.pad(part, (widest - part.shape[-1], 0)) for part in parts]
@@ -85,8 +85,8 @@ def pack(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, by_length: boo
 
     Args:
         encode: (rows, w) -> (n, rows, w, d), or (n, rows, d) for the newest position alone.
-        item_ids: what it reads.
-        by_length: sequences of similar length together, else all at once. The lengths have to be known to the host.
+        item_ids: (k, b, l) the input of ``encode``, before its first two axes are joined.
+        by_length: encode sequences of similar length together, else all at once. The host has to know the lengths.
     """
     groups, k, newest_only = [], len(item_ids), False
     for users, width in _similar(item_ids) if by_length else [_all(item_ids)]:
@@ -103,7 +103,7 @@ def _all(item_ids: Tensor) -> tuple[Tensor, int]:
 
 
 def _similar(item_ids: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Sequences whose lengths have the same logarithm, rounded up, and the longest length among them."""
+    """Yield the sequences whose lengths have the same logarithm, rounded up, with the longest length among them."""
     real = (item_ids != 0).any(dim=0).to(torch.uint8)
     lengths = real.shape[1] - real.argmax(dim=1)  # a sequence of padding alone is as long as the batch
     kinds = lengths.clamp(min=4).double().log2().ceil().long()

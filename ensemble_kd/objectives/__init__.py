@@ -1,4 +1,4 @@
-"""What to predict: how a batch of sequences becomes inputs, target positions and targets."""
+"""Training objectives: how a batch of sequences becomes inputs, target positions and targets."""
 
 from ensemble_kd.objectives.candidates import Candidates, draw_candidates
 from ensemble_kd.objectives.masked import MaskedItem
