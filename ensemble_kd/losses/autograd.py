@@ -43,7 +43,8 @@ def tiled_losses(
         tile_rows: target rows per tile. None: as many as the cache takes.
         compiled: as in `compiled_tile`.
     """
-    _check(where, learners, targets, valid)
+    check_networks(where, learners)
+    _check_targets(where, learners.hidden.shape[1], learners.weight.shape[1], targets, valid)
     if tile_rows is not None:
         tile_rows = whole(where, "tile_rows", tile_rows, least=1)
     device = learners.hidden.device.type
@@ -56,20 +57,25 @@ def tiled_losses(
         return _Tiled.apply(*learners, plan, targets, valid, *(teachers or ()))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _check(where: str, learners: Networks, targets: Tensor, valid: Tensor | None) -> None:
-    hidden, weight, bias = learners
+def check_networks(where: str, networks: Networks, classes: str = "v") -> None:
+    """Check shapes and types; `classes` is the letter of the classes' axis."""
+    hidden, weight, bias = networks
     if hidden.ndim != 3 or hidden.shape[1] == 0:
         fix = "Pass the hidden states at the target positions of all members; a batch needs at least one target."
         raise EnsembleKDError(where, "hidden (n, t, d) with t > 0", tuple(hidden.shape), fix)
-    n, t, d = hidden.shape
+    n, _, d = hidden.shape
     if weight.ndim != 3 or (weight.shape[0], weight.shape[2]) != (n, d):
-        raise EnsembleKDError(where, f"weight ({n}, v, {d})", tuple(weight.shape), "Stack one classifier per member.")
-    v = weight.shape[1]
-    if bias is not None and bias.shape != (n, v):
-        raise EnsembleKDError(where, f"bias ({n}, {v})", tuple(bias.shape), "Stack one bias per member, or pass None.")
-    for name, tensor in zip(learners._fields, learners, strict=True):
+        expected, got = f"weight ({n}, {classes}, {d})", tuple(weight.shape)
+        raise EnsembleKDError(where, expected, got, "Stack one classifier per member.")
+    size = (n, weight.shape[1])
+    if bias is not None and bias.shape != size:
+        raise EnsembleKDError(where, f"bias {size}", tuple(bias.shape), "Stack one bias per member, or pass None.")
+    for name, tensor in zip(networks._fields, networks, strict=True):
         if tensor is not None and not tensor.is_floating_point():
             raise EnsembleKDError(where, f"{name} of floating point", tensor.dtype, "Convert it with .float().")
+
+
+def _check_targets(where: str, t: int, v: int, targets: Tensor, valid: Tensor | None) -> None:
     if targets.shape != (t,) or targets.dtype != torch.int64:
         got = f"{targets.dtype} {tuple(targets.shape)}"
         raise EnsembleKDError(where, f"targets int64 ({t},)", got, "Pass one class index per row of hidden.")

@@ -16,6 +16,7 @@ from ensemble_kd.losses.formula import Networks, Plan
 
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
 _ROWS, _ROWS_BYTES = 32, 384 << 20  # a tile has this many rows even beyond the cache, but no more than these bytes
+_FLOAT16_ROWS = 512  # rows of gradient 1 whose sum, times hidden states of about 100, float16 has room for
 _CHUNK_BYTES = 1 << 20  # of one float32 scratch plane in eager mode: small enough to stay in cache between two kernels
 
 
@@ -32,15 +33,15 @@ def walk(
     (n, t, _), v, device = learners.hidden.shape, learners.weight.shape[1], learners.hidden.device
     dtype = torch.float64 if torch.float64 in (learners.hidden.dtype, learners.weight.dtype) else torch.float32
     product, formula = plan.product_dtype, plan.formula
+    number: Tensor | float = t
     if valid is None:
         counts = torch.full((t,), 1 / t, dtype=dtype, device=device)
     else:
-        counts = valid.to(dtype) / valid.sum().clamp(min=1)
+        number = valid.sum().clamp(min=1)
+        counts = valid.to(dtype) / number
         # A padded row may hold anything, NaN included: 0 · NaN would reach the weights.
         networks = [network._replace(hidden=network.hidden.masked_fill(~valid[:, None], 0)) for network in networks]
         targets = targets.masked_fill(~valid, 0)
-    gain = gain_for(product, t, valid)
-    shares = counts * gain
     inputs = [x for network in networks for x in network.hidden.detach().to(product)]
     classifiers = [x for network in networks for x in network.weight.detach().to(product)]
     biases = [network.bias.detach() for network in networks if network.bias is not None]
@@ -48,6 +49,8 @@ def walk(
 
     p = len(inputs)
     rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device)
+    gain = gain_for(product, rows, number)
+    shares = counts * gain
     key = (p, v, dtype, product, offsets is None, device.type)
     compiled = compiled_tile(formula, *key, size=p * t * v, compiled=plan.compiled)
     function = compiled or formula.tile
@@ -120,15 +123,13 @@ class _Gradients:
         return cast
 
 
-def gain_for(product: torch.dtype, t: int, valid: Tensor | None) -> Tensor | float:
-    """Return the factor by which a tile's gradients are larger than those of the mean over targets.
+def gain_for(product: torch.dtype, rows: int, number: Tensor | float) -> Tensor | float:
+    """Return the factor by which a tile's gradients are larger than those of the mean over `number` targets.
 
-    It is 1 but for float16, which has no room for a probability over thousands of targets: there the gradients are
-    those of the sum over targets.
+    It is 1, except for float16. There a probability over thousands of targets would be rounded to 0, so the gradients
+    are those of the sum over targets; but in a tile of many rows they are smaller, since their sum must not overflow.
     """
-    if product != torch.float16:
-        return 1.0
-    return float(t) if valid is None else valid.sum().clamp(min=1)
+    return number * min(1.0, _FLOAT16_ROWS / rows) if product == torch.float16 else 1.0
 
 
 def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -28,6 +29,13 @@ def cases(draw: st.DrawFn, scales: tuple[float, ...] = (0.0, 1.0, 60.0)) -> Case
     attributes = torch.tensor([row + [-1] * (k - len(row)) for row in rows])
     real = torch.tensor([True] + [draw(st.booleans()) for _ in range(t - 1)])
     return hidden * draw(st.sampled_from(scales)), weight, bias, attributes, real
+
+
+def drawn(n: int, t: int, d: int, a: int) -> Case:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((n, t, d), (n, a, d), (n, a))
+    hidden, weight, bias = (torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes)
+    return hidden, weight, bias, torch.randint(-1, a, (t, 1), generator=rng), torch.arange(t) != 1
 
 
 def with_gradients(loss: Any, case: Case, factors: Tensor) -> list[Tensor]:
@@ -99,3 +107,54 @@ def test_a_second_derivative_is_refused() -> None:
     )
     with pytest.raises(EnsembleKDError, match="attribute_losses: expected one backward pass, got create_graph=True"):
         torch.autograd.grad(losses.sum(), bias, create_graph=True)
+
+
+def test_a_second_backward_repeats_the_first() -> None:
+    case = drawn(2, 5, 3, 4)
+    leaves = [x.requires_grad_() for x in case[:3]]
+    total = attribute_losses(*case).sum()
+    once, scaled, again = (torch.autograd.grad(f * total, leaves, retain_graph=True) for f in (1.0, -3.0, 1.0))
+    for x, y, z in zip(once, scaled, again, strict=True):
+        torch.testing.assert_close(y, -3 * x)
+        assert torch.equal(z, x)
+
+
+def test_nothing_but_padding_costs_nothing() -> None:
+    case = drawn(2, 5, 3, 4)
+    leaves = [x.requires_grad_() for x in case[:3]]
+    losses = attribute_losses(*case[:4], torch.zeros(5, dtype=torch.bool))
+    assert losses.eq(0).all()
+    assert all(not grad.any() for grad in torch.autograd.grad(losses.sum(), leaves))
+
+
+@pytest.mark.parametrize("t", [600, 200_000])
+def test_float16_products_keep_small_gradients_and_do_not_overflow(t: int) -> None:
+    """A gradient of the mean over positions and attributes lies below float16's smallest number."""
+    case = drawn(1, t, 2, 50 if t > 1000 else 800)
+    case = (*((0.5 * x).float() for x in case[:3]), *case[3:])  # type: ignore[assignment]
+    leaves = [x.requires_grad_() for x in case[:3]]
+    half, exact = (
+        torch.autograd.grad(attribute_losses(*case, product_dtype=dtype).sum(), leaves)
+        for dtype in (torch.float16, torch.float32)
+    )
+    for x, y in zip(half, exact, strict=True):
+        assert (x - y).norm() < 3e-3 * y.norm()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"hidden": torch.zeros(5, 3)}, "hidden (n, t, d) with t > 0, got (5, 3)"),
+        ({"weight": torch.zeros(2, 4, 2)}, "weight (2, a, 3), got (2, 4, 2)"),
+        ({"bias": torch.zeros(2, 3)}, "bias (2, 4), got (2, 3)"),
+        ({"bias": torch.zeros(2, 4).long()}, "bias of floating point, got torch.int64"),
+        ({"attributes": torch.zeros(4, 2).long()}, "attributes int64 (5, k), got torch.int64 (4, 2)"),
+        ({"attributes": torch.zeros(5, 2)}, "attributes int64 (5, k), got torch.float32 (5, 2)"),
+        ({"attributes": torch.full((5, 2), 4)}, "attributes in [0, 4), or -1, got 4"),
+        ({"real": torch.ones(5)}, "real bool (5,), got torch.float32 (5,)"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, Tensor], text: str) -> None:
+    given = dict(zip(("hidden", "weight", "bias", "attributes", "real"), drawn(2, 5, 3, 4), strict=True))
+    with pytest.raises(EnsembleKDError, match="^" + re.escape(f"attribute_losses: expected {text}. ")):
+        attribute_losses(**(given | change))
