@@ -27,7 +27,7 @@ def tiled_losses(
     tile_rows: int | None,
     compiled: bool | None,
 ) -> tuple[Tensor, ...]:
-    """Return the weighted sum of a formula's losses, which is differentiable in the learners, and each loss detached.
+    """Return the weighted sum of a formula's losses, differentiable in the learners, and then each loss, detached.
 
     Losses are means over the targets that count: (n,) for a loss per network, () for a loss between networks.
 
@@ -39,9 +39,9 @@ def tiled_losses(
         targets: (t,) int64 class indices in [0, v).
         teachers: networks that do not learn, with states at the same targets and the same items.
         valid: (t,) bool, False where a target counts nowhere, or None.
-        product_dtype: precision of the matrix products. None: autocast's where it is on, else that of the states.
+        product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of the states.
         tile_rows: target rows per tile. None: as many as the cache takes.
-        compiled: as in `compiled_tile`.
+        compiled: as in ``compiled_tile``.
     """
     check_networks(where, learners)
     _check_targets(where, learners.hidden.shape[1], learners.weight.shape[1], targets, valid)
@@ -58,7 +58,7 @@ def tiled_losses(
 
 
 def check_networks(where: str, networks: Networks, classes: str = "v") -> None:
-    """Check shapes and types; `classes` is the letter of the classes' axis."""
+    """Check shapes and types; ``classes`` is the letter of the classes' axis."""
     hidden, weight, bias = networks
     if hidden.ndim != 3 or hidden.shape[1] == 0:
         fix = "Pass the hidden states at the target positions of all members; a batch needs at least one target."
@@ -115,7 +115,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Scale the gradients in place and hand them over; a second backward walks again."""
+        """Scale the gradients in place and hand them over. A second backward pass walks again."""
         refuse_create_graph(ctx.plan.where)
         hidden, weight, bias, targets, valid, *teachers = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
@@ -135,7 +135,7 @@ def _networks(factors: Sequence[Any]) -> Networks | None:
 
 
 def refuse_create_graph(where: str) -> None:
-    """Check, in a backward pass, that no second derivatives are wanted: they would silently be taken for zero."""
+    """Refuse a backward pass with ``create_graph``: the second derivatives would silently be taken for zero."""
     if torch.is_grad_enabled():
         fix = "Leave create_graph off, or use the losses of ensemble_kd.functional, which differentiate twice."
         raise EnsembleKDError(where, "one backward pass", "create_graph=True", fix)

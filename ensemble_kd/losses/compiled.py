@@ -29,11 +29,11 @@ def compile_status() -> str:
 
 
 def compiled_tile(formula: Formula, *key: object, size: int, compiled: bool | None) -> TileFunction | None:
-    """Return the compiled form of `formula.tile`, or None if it is to run as it is.
+    """Return the compiled form of ``formula.tile``, or None if it should run as it is.
 
     Args:
         formula: the formula.
-        key: everything else that asks for a compilation of its own: shapes, precisions, the device.
+        key: everything else that needs a compilation of its own: shapes, precisions, the device.
         size: elements of all logits of the call.
         compiled: True: compile, and raise what goes wrong; False: do not; None: compile if it pays, and run the
             tile as it is if that fails.

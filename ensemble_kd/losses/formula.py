@@ -1,4 +1,4 @@
-"""A formula: the losses of a tile of logits and their gradients, which is all that one loss differs in from another."""
+"""The formula of a loss without stored logits: the losses of a tile of logits, and their gradients in these logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Networks(NamedTuple):
-    """Networks as the factors of their logits, which are hidden · weightᵀ + bias."""
+    """Networks, given by the factors of their logits hidden · weightᵀ + bias."""
 
     hidden: Tensor  # (n, t, d)
     weight: Tensor  # (n, v, d)
@@ -20,21 +20,21 @@ class Networks(NamedTuple):
 class Formula(Hashable, Protocol):
     """Losses of a tile's logits, and the gradients of these losses in the logits.
 
-    A formula is frozen and hashable, since compiled tiles are kept per formula. A tile's first planes are those of the
-    n networks that learn; planes of fixed teachers follow. A new loss is a new formula, at the cost of one pass.
+    A formula is frozen and hashable, since compiled tiles are kept per formula. A tile's first n planes belong to the
+    networks that learn; planes of fixed teachers follow. A new loss is a new formula, and costs one pass over the tile.
     """
 
     @property
     def compiles(self) -> bool:
-        """False if `tile` does what a compiler cannot see, such as a sum over processes."""
+        """False if ``tile`` does what a compiler cannot see, such as a sum over processes."""
 
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
-        """Return each loss's factor in the gradient of the logits: at temperature τ it is 1 / τ of the weight."""
+        """Return the factor of each loss's gradient in the logits. At temperature τ it is weight / τ."""
 
     def tile(
         self, logits: Tensor, bias: Tensor | None, counts: Tensor, weights: Tensor, with_grad: bool
     ) -> tuple[Tensor, ...]:
-        """Return statistics per row for `at_target`, and turn the learners' logits into their gradients in place.
+        """Return statistics per row for ``at_target``, and turn the learners' logits into their gradients in place.
 
         The gradients lack the part that only the target's logit has. This part of the formula may be compiled.
 
@@ -55,15 +55,15 @@ class Formula(Hashable, Protocol):
 
         Args:
             picked: (networks, rows) the targets' logits, bias included.
-            statistics: from `tile`.
-            counts: as in `tile`.
-            weights: as in `tile`.
+            statistics: from ``tile``.
+            counts: as in ``tile``.
+            weights: as in ``tile``.
             with_grad: False: the gradient may be None.
         """
 
 
 class Plan(NamedTuple):
-    """Everything about one call that is not a tensor."""
+    """The settings of one call, which are all that is not a tensor."""
 
     where: str
     formula: Formula

@@ -1,10 +1,10 @@
-"""Item cross-entropy and N-way KD from hidden states and classifiers, without ever holding the logits.
+"""Cross-entropy of all members and KD between them, from hidden states and classifiers: no logits are stored.
 
-Two facts make KD cheap (Eqs. 16–18 are linear in the number of members). With z_x the softmax of member x at
-temperature τ and S = Σ_x z_x,
+Two facts make the cost of KD grow with the number of members n, and not with that of their pairs (Eqs. 16–18). With z_x
+the softmax of member x at temperature τ and S = Σ_x z_x,
 
-- the gradient of Σ_{x≠y} KL(z_x‖z_y) in student y's logits, teachers cut off, is G_y / τ with G_y = N z_y − S;
-- the loss itself is Σ_y ⟨G_y, logits_y⟩ / τ: the normalisers cancel because Σ_v G_y = 0, so no log z is materialised.
+- the gradient of Σ_{x≠y} KL(z_x‖z_y) in student y's logits, teachers cut off, is G_y / τ with G_y = n z_y − S;
+- the loss itself is Σ_y ⟨G_y, logits_y⟩ / τ: the normalisers cancel because Σ_v G_y = 0, so log z is never computed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ensemble_kd.losses.formula import Networks, add_softmax
 
 
 class ItemLosses(NamedTuple):
-    """What `item_losses` returns.
+    """The losses of a step's targets.
 
     Attributes:
-        total: () differentiable: `ce_weight * cross_entropy.sum() + kd_weight * kd`.
+        total: () differentiable: ``ce_weight * cross_entropy.sum() + kd_weight * kd``.
         cross_entropy: (n,) detached: each member's mean over the targets (Eq. 6).
-        kd: () detached: sum over ordered pairs of members, mean over the targets (Eqs. 16–18).
+        kd: () detached: the sum over ordered pairs of members of means over the targets (Eqs. 16–18).
     """
 
     total: Tensor
@@ -37,7 +37,7 @@ class ItemLosses(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Members of an ensemble that is spread over processes: KD needs no more of the others than a sum."""
+    """An ensemble whose members are spread over processes. KD needs only one sum of the members elsewhere."""
 
     n: int  # members in all
     sum_: Callable[[Tensor], Tensor]  # adds up a tensor over the processes, in place
@@ -60,11 +60,11 @@ def item_losses(
     compiled: bool | None = None,
     spread: Spread | None = None,
 ) -> ItemLosses:
-    """Cross-entropy of every member and KD between all of them, in memory that does not grow with targets × items.
+    """Return the cross-entropy of every member and KD between all of them, in memory that is not targets × items.
 
-    logits = hidden · weightᵀ + bias; `total = ce_weight · Σ_n CE_n + kd_weight · Σ_{x≠y} KL(z_x ‖ z_y)`, both means
-    over the targets that count. Source: Eqs. 5–7 and 16–18; teachers are cut off from the gradient (Sec. 3.4.2). The
-    gradients are computed in the forward pass; they cannot be differentiated again.
+    logits = hidden · weightᵀ + bias, and total = ce_weight · Σ_n CE_n + kd_weight · Σ_{x≠y} KL(z_x ‖ z_y), both means
+    over the targets that count. Source: Eqs. 5–7 and 16–18. Teachers are cut off from the gradient (Sec. 3.4.2). The
+    gradients are computed in the forward pass, so they cannot be differentiated again.
 
     Args:
         hidden: (n, t, d) hidden states at the target positions.
@@ -72,24 +72,25 @@ def item_losses(
         bias: (n, v), or None.
         targets: (t,) int64 class indices in [0, v).
         valid: (t,) bool, False where a target is padding and counts nowhere. With none valid all losses are 0.
-        ce_weight: weight of the cross-entropy in `total`.
-        kd_weight: weight of KD in `total`. At 0, KD is not computed.
+        ce_weight: weight of the cross-entropy in ``total``.
+        kd_weight: weight of KD in ``total``. At 0, KD is not computed.
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
-        compute_kd: True: report KD even at weight 0. None: where its weight is not 0.
-        product_dtype: precision of the matrix products. None: autocast's where it is on, else that of `hidden`.
-            Softmax, losses and the sum of weight gradients are float32 (float64 for float64 input) in any case.
+        compute_kd: True: report KD even at weight 0. None: only if its weight is not 0.
+        product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of ``hidden``.
+            Softmax, losses and the sum of weight gradients are always float32, or float64 for float64 input.
         tile_rows: target rows per tile. None: as many as the cache takes.
-        compiled: True: compile the pointwise part; False: never; None: where that is possible and pays.
-        spread: other processes hold members, too: ``total`` and ``kd`` are then these members' parts, and their sums
-            over the processes those of all. KD is not compiled then, since S is added up within each tile.
+        compiled: True: compile the pointwise part. False: do not. None: compile it if that works and pays.
+        spread: given if other processes have members of the ensemble. ``total`` and ``kd`` are then the parts of these
+            members, which add up over the processes. KD is not compiled, since S is added up within each tile.
 
     Returns:
-        `ItemLosses`.
+        ``total``, ``cross_entropy`` and ``kd``.
 
     Raises:
-        EnsembleKDError: shapes that do not fit, no target, a target out of range (checked on the CPU only: elsewhere
-            that would wait for the device), a temperature that is not positive, or a backward with `create_graph`.
+        EnsembleKDError: shapes or types that do not fit, no target, a target out of range (checked on the CPU only:
+            elsewhere that would wait for the device), a weight that is not finite, a temperature that is not positive,
+            ``tile_rows`` below 1, or a backward pass with ``create_graph``.
 
     Examples:
         >>> hidden, weight = torch.zeros(2, 3, 4, requires_grad=True), torch.zeros(2, 5, 4)
@@ -165,7 +166,7 @@ class Peers:
             total = functools.reduce(torch.add, z)
             if self.spread is not None:
                 n, total = self.spread.n, self.spread.sum_(total.clone() if total is z[0] else total)
-            pulls = [x.sub(total, alpha=1 / n) for x in z]  # G / N
+            pulls = [x.sub(total, alpha=1 / n) for x in z]  # G / n
             product = pulls[0] * scaled[0]
             for i in members[1:]:
                 product.addcmul_(pulls[i], scaled[i])

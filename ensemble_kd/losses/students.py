@@ -1,4 +1,4 @@
-"""Cross-entropy of students with KD from a fixed teacher of any width, by tiles: no logits are held.
+"""Cross-entropy of students and KD from a fixed teacher of any width: no logits are stored.
 
 The teacher's logits stand behind the students' in each tile, so its softmax z_T is computed once for all of them. With
 the teacher cut off, the gradient of KL(z_T ‖ z_i) in the logits of student i is (z_i − z_T) / τ.
@@ -36,34 +36,34 @@ def distillation_losses(
     tile_rows: int | None = None,
     compiled: bool | None = None,
 ) -> ItemLosses:
-    """Cross-entropy and KD of n students, whose one teacher's logits are queries · keysᵀ + key_bias.
+    """Return the cross-entropy of n students, and KD from their one teacher with logits queries · keysᵀ + key_bias.
 
-    The reading of Eqs. 16–18 with two members, of which one does not learn: a student's KD is KL(teacher ‖ student) +
-    KL(student ‖ teacher), whose first part alone has a gradient in the student, since teachers are cut off.
+    This reads Eqs. 16–18 with two members, of which one does not learn. A student's KD is KL(teacher ‖ student) +
+    KL(student ‖ teacher). Only the first part has a gradient in the student, since teachers are cut off.
 
     Args:
-        hidden: (n, t, d) the students' states at the target positions.
-        weight: (n, v, d) their classifiers.
+        hidden: (n, t, d) the students' hidden states at the target positions.
+        weight: (n, v, d) their item classifiers.
         bias: (n, v).
-        queries: (t, e) the teacher's states; an ensemble's are its members', side by side, over their number.
+        queries: (t, e) the teacher's states. For an ensemble: those of its n members side by side, divided by n.
         keys: (v, e) the teacher's classifier.
         key_bias: (v,).
-        targets: (t,) int64 classes in [0, v).
-        valid: (t,) bool, False where a target is padding and counts nowhere.
-        ce_weight: of the cross-entropy in ``total``.
-        kd_weight: of KD in ``total``.
-        temperature: of KD.
+        targets: (t,) int64 class indices in [0, v).
+        valid: as in ``item_losses``, and so for all that follow.
+        ce_weight: weight of the cross-entropy in ``total``.
+        kd_weight: weight of KD in ``total``.
+        temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
-        product_dtype: of the matrix products, see ``item_losses``.
-        tile_rows: target rows in a tile; None: as many as the cache takes.
-        compiled: compile the pointwise part, see ``item_losses``.
+        product_dtype: precision of the matrix products.
+        tile_rows: target rows per tile.
+        compiled: True, False or None, for the pointwise part.
 
     Returns:
-        ``total`` (), summed over the students and differentiable once in hidden, weight and bias; ``cross_entropy``
-        (n,), and ``kd`` (), the students' sum; both are detached means over the targets that count.
+        ``total``, a sum over the students that can be differentiated once in ``hidden``, ``weight`` and ``bias``;
+        ``cross_entropy`` (n,) and ``kd`` (), the sum over the students, both detached.
 
     Raises:
-        EnsembleKDError: shapes that do not fit together, or a backward with ``create_graph``.
+        EnsembleKDError: what ``item_losses`` refuses, or a teacher that does not fit the students.
 
     Examples:
         >>> hidden, weight, bias = torch.zeros(1, 3, 4, requires_grad=True), torch.zeros(1, 5, 4), torch.zeros(1, 5)
@@ -94,7 +94,7 @@ def distillation_losses(
 
 def _check_teacher(where: str, hidden: Tensor, weight: Tensor, queries: Tensor, keys: Tensor, key_bias: Tensor) -> None:
     if hidden.ndim != 3 or weight.ndim != 3:
-        return  # refused for what they are
+        return  # they are refused with the students' other arguments
     t, v, e = hidden.shape[1], weight.shape[1], queries.shape[-1] if queries.ndim else 0
     for name, tensor, shape in (("queries", queries, (t, e)), ("keys", keys, (v, e)), ("key_bias", key_bias, (v,))):
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():

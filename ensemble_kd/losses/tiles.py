@@ -1,7 +1,7 @@
 """The one walk over tiles: losses of logits that are never stored, with gradients computed on the way forward.
 
 A tile is some target rows × the whole catalogue × all networks. So its softmaxes are complete, its losses are final and
-its gradients are known at once. A `Formula` computes them; the walk knows nothing else about the losses.
+its gradients are known at once. A ``Formula`` computes them; the walk knows nothing else about the losses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def walk(
     valid: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """The total, the mean of each loss, and the gradients, tile by tile."""
+    """Return the total, the mean of each loss, and the gradients of the total in the learners."""
     networks = [learners] if teachers is None else [learners, teachers]
     (n, t, _), v, device = learners.hidden.shape, learners.weight.shape[1], learners.hidden.device
     dtype = torch.float64 if torch.float64 in (learners.hidden.dtype, learners.weight.dtype) else torch.float32
@@ -101,7 +101,7 @@ class _Gradients:
         self.part = torch.empty(n, v, d, dtype=product, device=device) if needs[1] and product != dtype else None
 
     def add(self, i: int, rows: slice, grad: Tensor, inputs: Tensor, classifier: Tensor) -> None:
-        """Add what the gradient `grad` (rows, v) in the logits of learner i means for its factors."""
+        """Add the gradients of learner i's factors, given ``grad`` (rows, v), the one of its logits."""
         if self.hidden is not None:
             torch.mm(grad, classifier, out=self.hidden[i, rows])
         if self.weight is not None and self.part is None:
@@ -124,7 +124,7 @@ class _Gradients:
 
 
 def gain_for(product: torch.dtype, rows: int, number: Tensor | float) -> Tensor | float:
-    """Return the factor by which a tile's gradients are larger than those of the mean over `number` targets.
+    """Return the factor by which a tile's gradients are larger than those of the mean over ``number`` targets.
 
     It is 1, except for float16. There a probability over thousands of targets would be rounded to 0, so the gradients
     are those of the sum over targets; but in a tile of many rows they are smaller, since their sum must not overflow.
@@ -133,7 +133,7 @@ def gain_for(product: torch.dtype, rows: int, number: Tensor | float) -> Tensor 
 
 
 def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.device) -> int:
-    """Return the target rows of a tile, if a row of all networks has `row_bytes`. Tiles are of even height."""
+    """Return the number of target rows per tile, all of about one height; a row of all networks has ``row_bytes``."""
     # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
     enough = min(_ROWS, _ROWS_BYTES // row_bytes)
     rows = min(t, wanted or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes))
@@ -141,5 +141,5 @@ def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.devi
 
 
 def rows_per_chunk(rows: int, v: int, device: torch.device, *, eager: bool) -> int:
-    """Return the rows that the pointwise part takes at a time: eager planes, read many times, stay in the cache."""
+    """Return the rows per call of the pointwise part. Eager planes are read many times, so they fit in the cache."""
     return max(1, min(rows, _CHUNK_BYTES // (v * 4))) if eager and device.type == "cpu" else rows
