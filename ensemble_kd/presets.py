@@ -28,9 +28,10 @@ STRONG_KD_FIT: Mapping[str, Any] = {"transfer": Ramp(0.2, 0.5)}
 
 
 def paper(item_attributes: Attributes | None = None) -> dict[str, Any]:
-    """Return arguments of ``EnsembleKD``: eight views, 15 % of the positions masked, wherever they are (Sec. 4.1.4).
+    """Return arguments of ``EnsembleKD``: eight views, 15 % of the positions masked, anywhere (Sec. 4.1.4).
 
-    The paper tunes λ, μ and τ and prints only their ranges. Weights and temperature here are those of the authors' code.
+    The paper tunes λ, μ and τ and prints only their ranges. Weights and temperature here are those of the authors'
+    code.
 
     Args:
         item_attributes: for AP; None: without AP.

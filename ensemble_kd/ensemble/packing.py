@@ -1,8 +1,8 @@
 """Hidden states of sequences of unequal length, without most of the padding between them.
 
 Sequences of similar length (up to a factor of 2) are encoded together, in as many columns as the longest of them has.
-Nothing is put back into a padded tensor afterwards. Whole batches of similar length would save as much, but then an item
-of a short sequence counts more than an item of a long one: it cost SASRec on Beauty a tenth of its NDCG@10.
+Nothing is put back into a padded tensor afterwards. Whole batches of similar length would save as much, but then an
+item of a short sequence counts more than an item of a long one: it cost SASRec on Beauty a tenth of its NDCG@10.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Packed:
         return self.flat.index_select(1, positions)
 
     def by_group(self, pool: Pool) -> list[Tensor]:
-        """Return H(s) (n, k, r, e) per group, see ``functional.pool_sequence``; "flatten" gives each its own e = w d."""
+        """Return H(s) (n, k, r, e) per group, see ``functional.pool_sequence``; with "flatten" e = w d differs by group."""
         return [pool_sequence(group.hidden, group.real, pool=pool) for group in self.groups]
 
     def pooled(self, pool: Pool) -> Tensor:
