@@ -68,7 +68,7 @@ class Packed:
         return self.flat.index_select(1, positions)
 
     def by_group(self, pool: Pool) -> list[Tensor]:
-        """Return H(s) (n, k, r, e) per group, see ``functional.pool_sequence``; with "flatten" e = w d differs by group."""
+        """Return H(s) (n, k, r, e) per group, see ``functional.pool_sequence``; "flatten" has e = w d per group."""
         return [pool_sequence(group.hidden, group.real, pool=pool) for group in self.groups]
 
     def pooled(self, pool: Pool) -> Tensor:
