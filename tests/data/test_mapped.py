@@ -24,7 +24,7 @@ from ensemble_kd.data import (
 )
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
-from tests.training.test_fit import assert_same_checkpoint
+from tests.training.runs import assert_same_checkpoint
 
 DATA = synthetic(num_users=90, num_items=80, num_clusters=8, max_len=14)
 BLOCK = 40  # interactions: several groups of blocks, even for one process

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from ensemble_kd.training import state as checkpoints
 from tests.distributed.worker import MESHES, cases
-from tests.training.test_fit import assert_same_checkpoint, log_of
+from tests.training.runs import assert_same_checkpoint, log_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [

@@ -1,0 +1,34 @@
+"""Schedules: values at the ends and between, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from ensemble_kd import (
+    EnsembleKDError,
+)
+from ensemble_kd.training import Cosine, Ramp, StepDecay
+
+
+def test_schedules() -> None:
+    assert [StepDecay(2, 0.5)(e, 9) for e in (0, 1.9, 2, 5)] == [1, 1, 0.5, 0.25]
+    cosine = [Cosine(warmup=1, floor=0.2)(e / 4, 5) for e in range(24)]
+    assert cosine[:5] == [0, 0.25, 0.5, 0.75, 1]
+    assert all(a > b for a, b in itertools.pairwise(cosine[4:21]))
+    assert cosine[20:] == [0.2] * 4
+    assert [Ramp(0.5, 1.0)(e, 4) for e in (0, 2, 3, 4)] == [0, 0, 0.5, 1]
+    assert [Ramp(0.5, 0.5)(e, 4) for e in (1.9, 2, 4)] == [0, 1, 1]
+    for made, named in (
+        (lambda: StepDecay(0), "StepDecay: expected every >= 1, got 0"),
+        (lambda: StepDecay(1, 0.0), "factor in"),
+        (lambda: Cosine(-1.0), "Cosine: expected warmup >= 0"),
+        (lambda: Cosine(floor=math.nan), "floor in"),
+        (lambda: Ramp(0.5, 0.4), r"Ramp: expected start in \[0, full\], got 0.5"),
+        (lambda: Ramp(0.5, 1.1), "Ramp: expected full <= 1, got 1.1"),
+        (lambda: Ramp(-0.1, 0.4), "Ramp: expected start in"),
+    ):
+        with pytest.raises(EnsembleKDError, match=named):
+            made()
