@@ -59,8 +59,8 @@ SURFACE = {
         paper PAPER_FIT strong_kd STRONG_KD_FIT
     """,
     "serving": """
-        Aggregate aggregate_scores BLOCK_BYTES item_vectors query_vectors Recommendations top_items Uncertainty
-        uncertainty
+        Aggregate aggregate_scores BLOCK_BYTES encoded ENCODER_BYTES item_vectors query_vectors Recommendations
+        top_items Uncertainty uncertainty
     """,
     "stacking": """
         Backend build_members check_members duplicate Heads inner_rows share_table sparse_lookups StackedModule
