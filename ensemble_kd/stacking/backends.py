@@ -5,19 +5,18 @@ Both work on a template, a module without weights that ``torch.func.functional_c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ensemble_kd.errors import EnsembleKDError, first_line
+from ensemble_kd.seeding import seeded
+from ensemble_kd.stacking.templates import Templates
 from ensemble_kd.torch_private import is_transformed, own_buffers, without_fast_path
-
-if TYPE_CHECKING:
-    from ensemble_kd.stacking.stack import StackedModule
 
 Backend = Literal["auto", "vmap", "loop"]
 
@@ -32,6 +31,25 @@ def call_one(
         if values[name] is not view:  # forward put a new tensor into the buffer's place: keep it
             _overwrite(name, view, values[name])
     return output
+
+
+def call_each(
+    templates: Sequence[nn.Module], parameters: dict[str, Tensor], stacked: dict[str, Tensor], args: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Return the members' outputs from stacked values, each from a call of its own."""
+    parts: dict[int, tuple[Tensor, ...]] = {}
+    for p in parameters.values():  # a tied one is unbound once, and its gradient stacked once
+        if id(p) not in parts:
+            parts[id(p)] = p.unbind(0)
+    return [
+        call_one(
+            template,
+            {name: parts[id(p)][i] for name, p in parameters.items()},
+            {name: b[i] for name, b in stacked.items()},
+            args,
+        )
+        for i, template in enumerate(templates)
+    ]
 
 
 def call_all(
@@ -78,29 +96,42 @@ def decide(
     return "loop", f"vmap cannot serve: {obstacle}"
 
 
-def vmap_obstacle(stack: StackedModule, args: tuple[Tensor, ...]) -> str | None:
-    """Return why vmap cannot run a stack on these inputs as the loop does; None if it can. Leaves no trace."""
+def vmap_obstacle(
+    templates: Templates,
+    parameters: dict[str, Tensor],
+    stacked: dict[str, Tensor],
+    args: tuple[Tensor, ...],
+    *,
+    training: bool,
+) -> str | None:
+    """Return why vmap cannot run members on these inputs as the loop does; None if it can.
 
-    @torch.no_grad()
-    def evaluated(run: Callable[..., Tensor]) -> Tensor:
-        with stack.undisturbed():
-            stack.eval()
-            return run(*args)
+    Every trial runs under a seed of its own, on copies of the buffers.
+    """
+
+    def looped(training: bool) -> Tensor:
+        with seeded(0), templates.lend(training=training) as lent:
+            return torch.stack(call_each(lent, parameters, _copied(stacked), args))
+
+    def vectorised(training: bool) -> Tensor:
+        with seeded(0), templates.lend(training=training) as lent:
+            return call_all(lent[0], parameters, _copied(stacked), args)
 
     with torch.inference_mode(False):
         args = tuple(a.clone() for a in args)  # normal tensors, where the caller is in inference mode
         # The loop first: what it raises is the encoder's own error, and no matter of vmap.
-        with stack.undisturbed(), torch.no_grad():
-            stack.looped(*args)
-        expected = evaluated(stack.looped)
+        with torch.no_grad():
+            looped(training)
+            expected = looped(False)
         try:
-            if stack.training:
-                with stack.undisturbed(), torch.enable_grad():
-                    out = stack.vectorised(*args)
-                    trained = [p for p in stack.parameters() if p.requires_grad]
+            if training:
+                with torch.enable_grad():
+                    out = vectorised(True)
+                    trained = [p for p in {id(p): p for p in parameters.values()}.values() if p.requires_grad]
                     if trained and out.requires_grad:
                         torch.autograd.grad(out.sum(), trained, allow_unused=True)
-            got = evaluated(stack.vectorised)
+            with torch.no_grad():
+                got = vectorised(False)
         except Exception as error:  # whatever an encoder of somebody else's raises under vmap
             return first_line(error)
     error_ratio = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
@@ -108,6 +139,12 @@ def vmap_obstacle(stack: StackedModule, args: tuple[Tensor, ...]) -> str | None:
     if not error_ratio <= (1e-3 if exact and not torch.is_autocast_enabled(expected.device.type) else 5e-2):
         return f"outputs that differ from the members' own by {error_ratio:.1e} (state beside parameters and buffers?)"
     return None
+
+
+def _copied(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, one buffer under two names as one copy."""
+    made = {id(b): b.clone() for b in buffers.values()}
+    return {name: made[id(b)] for name, b in buffers.items()}
 
 
 def _overwrite(name: str, buffer: Tensor, value: Tensor) -> None:

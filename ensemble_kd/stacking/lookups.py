@@ -5,8 +5,7 @@ A dense gradient of an item table takes time in proportion to all its rows, howe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.stacking.stack import StackedModule
+from ensemble_kd.stacking.templates import LookUp
 from ensemble_kd.torch_private import is_vmap_slice
 
 
@@ -123,35 +123,31 @@ class _Share(torch.autograd.Function):
         return grad if lookups is None else grad.add_(lookups)
 
 
-@contextmanager
 def sparse_lookups(
     encoder: StackedModule, *, at_least: int, shared: tuple[Tensor, Tensor] | None = None
-) -> Iterator[None]:
-    """Within the block, embeddings of ``at_least`` rows or more get sparse gradients.
+) -> AbstractContextManager[None]:
+    """Within the block, embeddings of ``at_least`` rows or more get sparse gradients from this thread's calls.
 
-    ``shared`` is one of the encoder's stacked tables and what look-ups are to read in its place, see ``share_table``.
+    Only the look-ups change. If an encoder uses such a weight in another way too (a product with it, say), that adds a
+    dense gradient, and the sum is right, but dense. Some gradients stay dense: those of embeddings with a ``forward``
+    of their own, ``max_norm`` or ``scale_grad_by_freq``, and of tables that are no ``nn.Embedding``.
 
-    Only their look-ups change: what else an encoder does with such a weight (a product with it, say) adds a dense
-    gradient, and the sum is right, but dense. So are the gradients of embeddings with a ``forward`` of their own,
-    ``max_norm`` or ``scale_grad_by_freq``, and of tables that are no ``nn.Embedding``.
+    Args:
+        encoder: the stack.
+        at_least: rows.
+        shared: one of the encoder's stacked tables, and what look-ups read in its place, see ``share_table``.
     """
-    changed: list[nn.Module] = []
-    try:
-        for i, template in enumerate(encoder._templates):
-            for path, module in template.named_modules():
-                if not isinstance(module, nn.Embedding) or module.num_embeddings < at_least:
-                    continue
-                table = encoder.stacked_parameter(f"{path}.weight".lstrip("."))
-                if shared is not None and table is shared[0]:
-                    table = shared[1]
-                plain = type(module).forward is nn.Embedding.forward and "forward" not in vars(module)
-                if table is not None and plain and module.max_norm is None and not module.scale_grad_by_freq:
-                    vars(module)["forward"] = partial(_look_up, module, table, i)
-                    changed.append(module)
-        yield
-    finally:
-        for module in changed:
-            del vars(module)["forward"]
+    tables: dict[str, Tensor] = dict(encoder.named_parameters(remove_duplicate=False))
+
+    def reader(member: int, name: str, module: nn.Embedding) -> LookUp | None:
+        if module.num_embeddings < at_least or module.max_norm is not None or module.scale_grad_by_freq:
+            return None
+        table = tables.get(f"{name}.weight".lstrip("."))
+        if table is None:  # computed from other parameters
+            return None
+        return partial(_look_up, module, table if shared is None or table is not shared[0] else shared[1], member)
+
+    return encoder.reading(reader)
 
 
 def _look_up(module: nn.Embedding, table: Tensor, member: int, ids: Tensor) -> Tensor:

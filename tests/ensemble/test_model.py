@@ -218,7 +218,7 @@ def test_view_0_serves_as_the_anchor_of_next_item() -> None:
     model = make(Dropping, n=1, objective=NextItem(views=2), losses=AP(), item_attributes=ATTRIBUTES)
     got = model.loss(IDS).terms["ap"]
     head, items = model.attribute_classifier, IDS[:, 1:].masked_fill(IDS[:, :-1] == 0, 0).flatten()
-    hidden = model.encoder._templates[0].last[:3].reshape(-1, D)  # type: ignore[union-attr, index]
+    hidden = model.encoder.member(0).last[:3].reshape(-1, D)  # type: ignore[union-attr, index]
     logits = (hidden @ head.weight[0].T + head.bias[0])[None]
     want = reference.ap(logits, ATTRIBUTES.table[items], items != 0).sum()
     torch.testing.assert_close(got, want.detach())

@@ -483,7 +483,7 @@ def test_auto_elsewhere_takes_vmap_where_it_serves(name: str) -> None:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(value, before[key]) for key, value in stacked.state_dict().items())
         assert all(p.grad is None for p in stacked.parameters())
-        assert all(m.training == training for template in stacked._templates for m in template.modules())
+        assert all(m.training == training for i in range(N) for m in stacked.member(i).modules())
         assert decide("auto", 1, "cuda", lambda: None) == ("loop", "there is one member")
 
 

@@ -465,7 +465,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "backend": (
         lambda: stack(Embed, "cuda"),
-        "backend: expected 'auto', 'vmap' or 'loop', got 'cuda'. Choose one of these.",
+        "EnsembleKD: expected backend 'auto', 'vmap' or 'loop', got 'cuda'. Choose one of these.",
     ),
     "member 3 of 3": (lambda: stack(Embed).member(3), "member: expected an index below 3, got 3. Count from 0."),
 }
