@@ -1,8 +1,8 @@
-"""Sampled softmax: the item losses over some candidates in place of the whole catalogue.
+"""Sampled softmax: the item losses over some candidates instead of the whole catalogue.
 
-A candidate counts for 1 / Q items, Q being its chance: log Q is taken from its logit (Bengio and Senécal 2008; Jean et
-al. 2015). The sum of exponentials is then unbiased for every target, given the batch, and the full softmax is its
-limit. ``objectives.draw_candidates`` draws candidates and knows their counts exactly.
+A candidate is drawn with the chance Q and counts for 1 / Q items: log Q is subtracted from its logit (Bengio and
+Senécal 2008; Jean et al. 2015). So the sum of exponentials is unbiased for every target, given the batch, and the full
+softmax is its limit. ``objectives.draw_candidates`` draws candidates with their exact counts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses.items import ItemLosses, Spread, item_losses
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
@@ -25,30 +26,36 @@ def sampled_item_losses(
     counts: Tensor,
     *,
     valid: Tensor | None = None,
+    spread: Spread | None = None,
     ce_weight: float = 1.0,
     kd_weight: float = 0.0,
     temperature: float = 1.0,
     scale_by_temperature_squared: bool = False,
     product_dtype: torch.dtype | None = None,
-    spread: Spread | None = None,
 ) -> ItemLosses:
-    """``item_losses`` over candidates that count for 1 / Q items each.
+    """Return ``item_losses`` over candidates that count for 1 / Q items each.
 
-    KD compares softmaxes at temperature τ over the same candidates, counted the same: logits / τ − log Q.
+    KD compares softmaxes at temperature τ over the same candidates with the same counts: logits / τ − log Q.
 
     Args:
         hidden: (n, t, d) hidden states at the target positions.
         weight: (n, c, d) the candidates' rows of the item classifiers.
-        bias: (n, c), likewise.
+        bias: (n, c) the candidates' biases.
         targets: (t,) int64, the place of each target among the candidates.
-        counts: (c,) int64, 1 / Q, the number of items that each candidate counts for; 0: it only fills up.
-        valid: (t,) bool, see ``item_losses``, as for all that follow.
-        ce_weight: weight of the cross-entropy.
-        kd_weight: weight of KD.
+        counts: (c,) int64, 1 / Q, the number of items that each candidate counts for. A candidate of 0 counts nowhere.
+        valid: as in ``item_losses``, and so for all that follow.
+        spread: given if other processes have members of the ensemble.
+        ce_weight: weight of the cross-entropy in ``total``.
+        kd_weight: weight of KD in ``total``.
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
-        product_dtype: of the matrix products.
-        spread: where other processes hold members.
+        product_dtype: precision of the matrix products.
+
+    Returns:
+        ``total``, ``cross_entropy`` and ``kd``.
+
+    Raises:
+        EnsembleKDError: counts that do not fit, or what ``item_losses`` refuses.
 
     Examples:
         >>> hidden, weight, bias = torch.zeros(2, 3, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
@@ -56,6 +63,9 @@ def sampled_item_losses(
         >>> sampled_item_losses(hidden, weight, bias, targets, counts).cross_entropy  # uniform over all 10 items
         tensor([2.3026, 2.3026])
     """
+    if counts.shape != weight.shape[1:2] or counts.is_floating_point():
+        expected, got = f"whole counts {tuple(weight.shape[1:2])}", f"{counts.dtype} {tuple(counts.shape)}"
+        raise EnsembleKDError("sampled_item_losses", expected, got, "Pass one count per row of weight.")
     log_counts = counts.to(bias.dtype).log().clamp(min=_NOWHERE)
     # Eager tiles: the number of candidates changes from step to step, and each would be compiled anew.
     losses = partial(

@@ -184,6 +184,13 @@ def test_with_all_items_drawn_the_losses_are_the_full_ones(c: Classified, seed: 
         assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("counts", [torch.ones(5).long(), torch.ones(6), torch.ones(6, 1).long()])
+def test_counts_that_do_not_fit_are_refused(counts: Tensor) -> None:
+    hidden, weight, bias = torch.zeros(2, 3, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
+    with pytest.raises(EnsembleKDError, match=r"^sampled_item_losses: expected whole counts \(6,\), got torch."):
+        sampled_item_losses(hidden, weight, bias, torch.tensor([0, 5, 1]), counts)
+
+
 def test_the_more_negatives_the_nearer_to_the_full_losses() -> None:
     rng = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(2, 5, 4, generator=rng).double(), torch.randn(2, 600, 4, generator=rng).double()
