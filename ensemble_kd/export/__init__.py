@@ -1,4 +1,4 @@
-"""Models as files: safetensors with a configuration, and graphs for other engines."""
+"""Models as files: safetensors with the settings inside, and graphs for other engines."""
 
 from ensemble_kd.export.graphs import Scorer, to_onnx, to_program
 from ensemble_kd.export.weights import load, save

@@ -1,7 +1,7 @@
 """Graphs for other engines: ``torch.export`` programs and ONNX, of the whole ensemble or of one member.
 
-A graph cannot hold a vmapped call, so ``Scorer`` is the ensemble as plain modules: what ``model(item_ids)`` gives in
-evaluation mode. ONNX needs onnx and onnxscript (the extra ``export``).
+A graph has no vmapped calls, so ``Scorer`` is the ensemble as plain modules. It gives the scores of ``model(item_ids)``
+in evaluation mode. ONNX needs onnx and onnxscript (the extra ``export``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ensemble_kd.arguments import whole
 from ensemble_kd.ensemble import EnsembleKD
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
 from ensemble_kd.files import replacing
 
 EXAMPLE = (2, 3)  # of batch and length: neither 0 nor 1, which exporters take for constants
@@ -24,7 +25,14 @@ class Scorer(nn.Module):
     """The ensemble as plain modules, in evaluation mode: item_ids (b, l) int64 -> scores (b, num_items + 1).
 
     Column 0, padding, is -inf. Inputs are padded on the left to the length that the encoder reads, or cut to the newest
-    items. ``k``: (scores, items) of the k best instead, both (b, k), seen items not left out.
+    items.
+
+    Args:
+        model: with all its weights in this process.
+        k: return (scores, items) of the k best instead, both (b, k); seen items are among them.
+
+    Raises:
+        EnsembleKDError: weights in other processes, or a k that is no whole number in 1..num_items.
 
     Examples:
         >>> from ensemble_kd.encoders import SASRec
@@ -40,19 +48,19 @@ class Scorer(nn.Module):
     def __init__(self, model: EnsembleKD, k: int | None = None) -> None:
         super().__init__()
         model.place.require_whole("export")
+        self.k = None if k is None else whole("export", "k", k, least=1, most=model.num_items)
         self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
         weight, bias = model.classifier_weights()
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", bias.detach().mean(0))
         self.objective, self.mask_token, self.newest_only = model.objective, model.mask_token, model.newest_only
-        self.k = k
         self.columns = None if model.max_len is None else model.max_len - model.objective.query_columns
         self.eval()
 
     def forward(self, item_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Score the next item."""
         if self.columns is not None:
-            # One length for all inputs: a graph for any length would hold guards that its longest input breaks.
+            # One length for all inputs: a graph for any length would have guards that its longest input breaks.
             room = item_ids.new_zeros(item_ids.shape[0], self.columns)
             item_ids = torch.cat([room, item_ids], dim=1)[:, -self.columns :]
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=None)
@@ -66,7 +74,7 @@ class Scorer(nn.Module):
 
 
 def to_program(model: EnsembleKD, *, k: int | None = None) -> torch.export.ExportedProgram:
-    """The ensemble through ``torch.export``, for any batch and any length.
+    """Return the ensemble as a program of ``torch.export``, for any batch and any length.
 
     Pass ``model.member(i)`` for one network. ``torch.export.save`` and ``load`` keep it without this library.
 
@@ -90,16 +98,17 @@ def to_program(model: EnsembleKD, *, k: int | None = None) -> torch.export.Expor
             return torch.export.export(Scorer(model, k), (example,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises many kinds for what it cannot trace
         fix = "torch.export needs an encoder without branches on values; its text above names the line."
-        told = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise EnsembleKDError("export", "an encoder that torch.export can trace", told, fix) from error
+        raise EnsembleKDError("export", "an encoder that torch.export can trace", first_line(error), fix) from error
 
 
 def to_onnx(model: EnsembleKD, path: str | PathLike[str], *, k: int | None = None) -> Path:
     """Write the ensemble as an ONNX file: input ``item_ids``, output ``scores``, or ``scores`` and ``items`` with k.
 
     Raises:
-        EnsembleKDError: as ``to_program``.
+        EnsembleKDError: as ``to_program``; onnx or onnxscript is not installed; the file cannot be written.
     """
+    for module in ("onnx", "onnxscript"):
+        import_extra(module, extra="export", where="to_onnx")
     outputs = ["scores"] if k is None else ["scores", "items"]
     exported = to_program(model, k=k)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""``save`` and ``load``: a model as safetensors with its configuration beside them. Loading runs no code of the files.
+"""``save`` and ``load``: a model as one safetensors file. Loading runs no code of the file.
 
 Needs safetensors (the extra ``export``).
 """
@@ -6,179 +6,166 @@ Needs safetensors (the extra ``export``).
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ensemble_kd.ensemble import Attributes, EnsembleKD
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
+from ensemble_kd.export.configuration import check_encoder_settings, from_json, losses_of, objective_of, to_json
 from ensemble_kd.files import replacing
-from ensemble_kd.losses import (
-    AP,
-    CCL,
-    ICL,
-    KD,
-    Loss,
-    terms_by_name,
-)
-from ensemble_kd.objectives import MaskedItem, NextItem, Objective
+from ensemble_kd.objectives import Objective
 
-FORMAT = 1
-WEIGHTS, CONFIGURATION = "model.safetensors", "config.json"
-OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"MaskedItem": MaskedItem, "NextItem": NextItem}
-TERMS: Mapping[str, Callable[..., Loss]] = {"AP": AP, "ICL": ICL, "CCL": CCL, "KD": KD}
+CONFIGURATION, CHECKSUM = "ensemble_kd", "checksum"  # keys of the file's metadata
 
 
-def save(model: EnsembleKD, folder: str | PathLike[str]) -> Path:
-    """Write ``model.safetensors`` and ``config.json`` to ``folder``, each whole or not at all.
+def save(model: EnsembleKD, path: str | PathLike[str]) -> Path:
+    """Write weights, settings and a checksum of both to one file, whole or not at all.
 
-    The encoder's own code and settings are not in them: ``load`` asks for the factory.
+    The encoder's code is not in it: ``load`` asks for the factory, and compares the settings that it was built with.
+
+    Args:
+        model: with all its weights in this process.
+        path: of the file, such as "model.safetensors"; its folder is made if it is missing.
 
     Returns:
-        The folder.
+        The path.
+
+    Raises:
+        EnsembleKDError: weights in other processes, a file that cannot be written, or safetensors is not installed.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from ensemble_kd.encoders import SASRec
-        >>> model = EnsembleKD(lambda: SASRec(9, d_model=4, max_len=5), n=2)
+        >>> model = EnsembleKD(lambda: SASRec(9, d_model=4, max_len=5), n=2).eval()
         >>> with TemporaryDirectory() as folder:
-        ...     same = load(save(model, folder), lambda: SASRec(9, d_model=4, max_len=5))
+        ...     path = save(model, Path(folder, "model.safetensors"))
+        ...     same = load(path, lambda: SASRec(9, d_model=4, max_len=5))
         >>> ids = torch.tensor([[0, 1, 2]])
-        >>> torch.equal(same.eval()(ids), model.eval()(ids))
+        >>> torch.equal(same(ids), model(ids))
         True
     """
-    import safetensors.torch
-
+    safetensors = import_extra("safetensors.torch", extra="export", where="save")
     model.place.require_whole("save")
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    if path.is_dir():
+        fix = 'Name a file in it, such as "model.safetensors".'
+        raise EnsembleKDError("save", "the path of a file", f"the folder {path}", fix)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors, storages = {}, {}
-    for name, tensor in model.state_dict().items():  # one file may not hold a tensor twice: tied ones stand once
+    for name, tensor in model.state_dict().items():  # one file may not have a tensor twice: tied ones stand once
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and key in storages:
             continue
         storages[key] = name
         tensors[name] = tensor.detach().cpu().contiguous()
-    with replacing(path / CONFIGURATION) as file:
-        file.write((json.dumps(_configuration(model), indent=1) + "\n").encode())
-    with replacing(path / WEIGHTS) as file:
-        file.write(safetensors.torch.save(tensors, {"format": "pt"}))
+    configuration = to_json(model)
+    about = {"format": "pt", CONFIGURATION: configuration, CHECKSUM: _checksum(configuration, tensors)}
+    with replacing(path) as file:
+        file.write(safetensors.save(tensors, about))
     return path
 
 
-def _configuration(model: EnsembleKD) -> dict[str, Any]:
-    objective = type(model.objective).__name__
-    known = objective in OBJECTIVES and is_dataclass(model.objective)
-    return {
-        "format": FORMAT,
-        "n": len(model),
-        "num_items": model.num_items,
-        "max_len": model.max_len,
-        "num_attributes": 0 if model.item_attributes is None else model.item_attributes.num_attributes,
-        "classifier": model.classifier,
-        "objective": {"name": objective, **asdict(model.objective)} if known else None,  # type: ignore[call-overload]
-        "losses": [
-            {"weight": weight, "name": type(term).__name__, **asdict(term)}  # type: ignore[call-overload]
-            for weight, term in terms_by_name(model.losses).values()
-        ],
-    }
-
-
 def load(
-    folder: str | PathLike[str],
+    path: str | PathLike[str],
     encoder_fn: Callable[[], nn.Module],
     *,
     objective: Objective | None = None,
     item_attributes: Attributes | None = None,
     device: torch.device | str = "cpu",
+    check_settings: bool = True,
 ) -> EnsembleKD:
-    """The model that ``save`` wrote.
+    """Return the model that ``save`` wrote, in evaluation mode. ``model.train()`` goes on to train it; ``fit`` does so.
 
     Args:
-        folder: of ``save``.
+        path: of the file.
         encoder_fn: the factory that the model was built with.
-        objective: needed where the model had one of your own; otherwise the saved one.
+        objective: needed if the model had one of your own; otherwise the saved one.
         item_attributes: to go on training with AP; without them AP and its classifier are left out.
         device: where the model goes.
+        check_settings: refuse an encoder that was built with other settings, such as the number of heads. False: for an
+            encoder whose code has changed in a way that you know to be harmless.
 
     Raises:
-        EnsembleKDError: files that are missing, damaged or something else, a pickle say, or another encoder's weights.
+        EnsembleKDError: a file that is missing, damaged or something else, a pickle say; another encoder's weights or
+            settings; safetensors is not installed.
     """
-    import safetensors
-    import safetensors.torch
-
-    path = Path(folder)
-    config = _read_configuration(path / CONFIGURATION)
-    try:
-        tensors = safetensors.torch.load_file(path / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
-        fix = "Pass the folder that save() wrote; other formats, which may hold code, are not opened."
-        raise EnsembleKDError("load", f"a whole {WEIGHTS}", f"{path / WEIGHTS} ({error})", fix) from error
-    if objective is None:
-        if config["objective"] is None:
-            fix = "Pass the objective that the model was trained with."
-            raise EnsembleKDError("load", "objective=...", "None, and a model with an objective of its own", fix)
-        arguments = dict(config["objective"])
-        objective = OBJECTIVES[arguments.pop("name")](**arguments)
-    with_ap = item_attributes is not None and config["num_attributes"] > 0
+    path = Path(path)
+    configuration, tensors = _read(path)
+    content = from_json(configuration, str(path))
+    with_ap = item_attributes is not None and content["num_attributes"] > 0
     model = EnsembleKD(
         encoder_fn,
-        config["n"],
-        num_items=config["num_items"],
-        max_len=config["max_len"],
-        objective=objective,
-        losses=_losses(config["losses"], with_ap=with_ap),
+        content["n"],
+        num_items=content["num_items"],
+        max_len=content["max_len"],
+        objective=objective_of(content) if objective is None else objective,
+        losses=losses_of(content, with_ap=with_ap),
         item_attributes=item_attributes if with_ap else None,
-        classifier=config["classifier"],
+        classifier=content["classifier"],
+        seed=content["seed"],
+        backend=content["backend"],
     )
     if not with_ap:
         tensors = {name: t for name, t in tensors.items() if not name.startswith("attribute_classifier.")}
     _fill(model, tensors)
-    return model.to(device)
+    if check_settings:
+        check_encoder_settings(content["encoder"], model)
+    return model.to(device).eval()
 
 
-def _read_configuration(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The configuration and the tensors of a file whose checksum is right."""
+    safetensors = import_extra("safetensors", extra="export", where="load")
+    fix = "Pass the file that save() wrote; other formats, which may have code in them, are not opened."
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        known = config["format"] == FORMAT and {"n", "num_items", "objective", "losses"} <= config.keys()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fix = "Pass the folder that save() wrote."
-        raise EnsembleKDError("load", f"a {CONFIGURATION} of save()", f"{path} ({error})", fix) from error
-    if not known:
-        fix = "Load it with the version of ensemble_kd that wrote it."
-        raise EnsembleKDError("load", f"format {FORMAT}", config["format"], fix)
-    return config  # type: ignore[no-any-return]
+        with safetensors.safe_open(path, framework="pt") as file:
+            about, names = dict(file.metadata() or {}), list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except Exception as error:  # safetensors and torch raise many kinds for a damaged file
+        raise EnsembleKDError("load", "a whole file of save()", f"{path} ({first_line(error)})", fix) from error
+    if not {CONFIGURATION, CHECKSUM} <= about.keys():
+        raise EnsembleKDError("load", "a file of save()", f"{path}, without its configuration", fix)
+    if (found := _checksum(about[CONFIGURATION], tensors)) != about[CHECKSUM]:
+        fix = "The file is damaged: take another copy, or save the model again."
+        raise EnsembleKDError("load", f"{path} with checksum {about[CHECKSUM]}", found, fix)
+    return about[CONFIGURATION], tensors
 
 
-def _losses(terms: list[dict[str, Any]], *, with_ap: bool) -> Loss | Literal[0]:
-    kept: list[Loss] = []
-    for term in terms:
-        arguments = dict(term)
-        name, weight = arguments.pop("name"), arguments.pop("weight")
-        if name != "AP" or with_ap:
-            kept.append(weight * TERMS[name](**arguments))
-    return sum(kept[1:], start=kept[0]) if kept else 0
+def _checksum(configuration: str, tensors: Mapping[str, Tensor]) -> str:
+    """Eight digits that change with the configuration and with any name, shape, type or value."""
+    value = zlib.crc32(configuration.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode(), value)
+        value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
-def _fill(model: EnsembleKD, tensors: Mapping[str, torch.Tensor]) -> None:
+def _fill(model: EnsembleKD, tensors: Mapping[str, Tensor]) -> None:
+    floating = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if len(floating) == 1:  # a model that was saved in float64, say
+        model.to(floating.pop())
     own = model.state_dict()
     storages = {t.data_ptr() for name, t in own.items() if name in tensors}
     missing = [name for name, t in own.items() if name not in tensors and t.data_ptr() not in storages]
     other = [name for name in tensors if name not in own]
-    shapes = [
-        f"{name}: {tuple(t.shape)} saved, {tuple(own[name].shape)} here"
+    unlike = [
+        f"{name}: {_form(t)} saved, {_form(own[name])} here"
         for name, t in tensors.items()
-        if name in own and own[name].shape != t.shape
+        if name in own and _form(own[name]) != _form(t)
     ]
-    if missing or other or shapes:
-        told = [*shapes, *(f"{name}: not saved" for name in missing), *(f"{name}: not in the model" for name in other)]
+    if missing or other or unlike:
+        got = [*unlike, *(f"{name}: not saved" for name in missing), *(f"{name}: not in the model" for name in other)]
         fix = "Pass the factory, and the attributes, that the model was built with."
-        raise EnsembleKDError("load", "the encoder that was saved", "; ".join(told[:5]), fix)
+        raise EnsembleKDError("load", "the encoder that was saved", "; ".join(got[:5]), fix)
     with torch.no_grad():
         for name, t in tensors.items():
             own[name].copy_(t)
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}" if tensor.dtype == torch.float32 else f"{tuple(tensor.shape)} {tensor.dtype}"
