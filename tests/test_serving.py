@@ -6,6 +6,7 @@ import itertools
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,28 @@ def test_encoding_in_blocks_changes_nothing(kind: str, monkeypatch: pytest.Monke
     for one, other in zip(itertools.chain(*whole), itertools.chain(*blocks), strict=True):
         torch.testing.assert_close(one, other)
     assert model.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_many_threads_get_the_answers_of_one(training: bool) -> None:
+    """And a model in training mode stays in it, without dropout in any answer."""
+    model = model_of("sasrec").train(training)
+    users = [IDS[i % 3 : i % 3 + 1, i % 2 :] for i in range(60)]
+    alone = [model.recommend(ids, k=4) for ids in users]
+    modes: set[bool] = set()
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for found, (items, scores) in zip(
+                pool.map(lambda ids: model.recommend(ids, k=4), users), alone, strict=True
+            ):
+                modes.add(model.training)
+                assert torch.equal(found.items, items)
+                assert torch.equal(found.scores, scores)
+    finally:
+        sys.setswitchinterval(switching)
+    assert modes == {training}
 
 
 PEAK = """

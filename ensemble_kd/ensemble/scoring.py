@@ -58,12 +58,17 @@ class Scoring(nn.Module):
         check_ids("hidden", item_ids, highest=self.mask_token)
         return self.encode(item_ids)
 
-    def encode(self, item_ids: Tensor) -> Tensor:
-        """Return the hidden states of every member without checks of the ids."""
+    def encode(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
+        """Return the hidden states of every member without checks of the ids.
+
+        Args:
+            item_ids: (b, l).
+            training: the mode of this call; None: the model's. The model itself is left as it is.
+        """
         if self.place.sharded and hasattr(self.item_classifier.bias, "full_tensor"):
             fix = "Use it within `with ensemble_kd.distributed.gathered(model):`."
             raise EnsembleKDError("EnsembleKD", "a model with all its weights here", "weights in shards", fix)
-        out: Tensor = self.encoder(item_ids)
+        out: Tensor = self.encoder(item_ids, training=training)
         check_output(out, item_ids, newest_only=self.newest_only)
         return out
 
@@ -97,9 +102,9 @@ class Scoring(nn.Module):
         check_ids(where, item_ids, highest=self.num_items)
         return self._newest(item_ids)
 
-    def _newest(self, item_ids: Tensor) -> Tensor:
+    def _newest(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)
-        out = self.encode(query)
+        out = self.encode(query, training=training)
         return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
 
     @torch.no_grad()
@@ -189,11 +194,10 @@ class Scoring(nn.Module):
             )
 
     def _serve(self, where: str, item_ids: Tensor) -> Tensor:
-        """Return the members' query states in evaluation mode, some sequences at a time."""
+        """Return the members' query states in evaluation mode, some sequences at a time.
+
+        The mode is this call's alone, so that other threads may score with the model, or train it.
+        """
         check_ids(where, item_ids, highest=self.num_items)
-        training, n = self.training, len(self.encoder)
-        self.eval()
-        try:
-            return serving.encoded(self._newest, item_ids, n=n, d=self.hidden_size, longest=self.max_len)
-        finally:
-            self.train(training)
+        newest = partial(self._newest, training=False)
+        return serving.encoded(newest, item_ids, n=len(self.encoder), d=self.hidden_size, longest=self.max_len)
