@@ -1,4 +1,4 @@
-"""What the benchmarks share: rounds in turn, memory in a process of its own, the data, the machine, the table."""
+"""The parts that benchmarks share: rounds in turn, memory in a process of its own, the data, the machine, the table."""
 
 from __future__ import annotations
 

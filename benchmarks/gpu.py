@@ -29,7 +29,7 @@ RESERVE_S = 20.0  # for the last evaluation
 
 
 class Report:
-    """What was found so far, in a file that is whole at any time."""
+    """The results so far, in a file that is whole at any time."""
 
     def __init__(self, path: Path, device: str) -> None:
         self.path = path

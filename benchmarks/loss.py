@@ -21,7 +21,7 @@ STORED = "stored, float32"
 
 
 def stored(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """What one writes first: all logits in float32, one term per member and per ordered pair."""
+    """The version that one writes first: all logits in float32, one term per member and per ordered pair."""
     logits = torch.baddbmm(bias[:, None], hidden, weight.mT)
     total = torch.stack([F.cross_entropy(member, targets) for member in logits]).sum()
     return total + KD_WEIGHT * pairwise_kd(list(logits), TEMPERATURE)

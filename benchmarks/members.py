@@ -1,4 +1,4 @@
-"""What n members cost: the encoders of a training step, forward and backward, backend by backend.
+"""The cost of n members: the encoders of a training step, forward and backward, backend by backend.
 
 "alone" is one plain module, "separate" n of them in turn: what an ensemble costs without this library. The inputs are
 those of a step on Beauty with two views and the anchor.
@@ -93,7 +93,7 @@ def variants(n: int, d: int, num_items: int, item_ids: Tensor, names: Sequence[s
 
 
 def chosen_backend(n: int, num_items: int, item_ids: Tensor) -> str:
-    """What ``backend="auto"`` comes to."""
+    """Return the backend that ``backend="auto"`` chooses."""
     stack = StackedModule([recipes.encoder(num_items, 8) for _ in range(n)]).to(item_ids.device)
     return stack.backend_for(item_ids)[0]
 

@@ -1,4 +1,4 @@
-"""What the EMKD examples share: the flags, the run, the table, the recommendations and the curves."""
+"""The parts that the EMKD examples share: the flags, the run, the table, the recommendations and the curves."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
 
 
 def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
-    """What the flags say of a training run, but for its folder."""
+    """Return the settings of a training run from the flags, except its folder."""
     schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
     return {
         "epochs": args.epochs,

@@ -23,7 +23,7 @@ NAMES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": 
 
 
 def encoder(args: Namespace, num_items: int) -> nn.Module:
-    """What RecBole's configuration and data set tell a model, as far as SASRec asks."""
+    """The parts of RecBole's configuration and data set that its SASRec reads."""
     config = {
         **NAMES,
         "ITEM_LIST_LENGTH_FIELD": "item_length",

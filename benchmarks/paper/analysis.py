@@ -41,7 +41,7 @@ class Test(NamedTuple):
 
 
 def paired_bootstrap(first: Numbers, second: Numbers, *, resamples: int = 10_000, seed: int = 0) -> Test:
-    """Whether ``first`` beats ``second``, both (seeds, users): users are drawn anew, with their mean over seeds.
+    """Test if ``first`` beats ``second``, both (seeds, users): users are drawn anew, with their mean over seeds.
 
     p is twice the smaller share of resamples on either side of 0, with one added, so that it is never 0.
 

@@ -121,7 +121,7 @@ def tested(claim: Claim, tables: Sequence[Table], done: Mapping[str, Record]) ->
 
 
 def verdict(test: Test | None) -> str:
-    """What the difference says of the claim.
+    """Return a verdict on the claim from the difference.
 
     Drawing users anew says nothing of other seeds: fewer than three settle nothing, and four of five must agree.
 

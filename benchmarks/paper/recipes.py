@@ -1,4 +1,4 @@
-"""What a run is, and the settings that were found best, on validation, for each encoder and dataset."""
+"""Runs, and the settings that were found best, on validation, for each encoder and dataset."""
 
 from __future__ import annotations
 

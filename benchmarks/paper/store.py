@@ -27,7 +27,7 @@ def pack(ranks: Tensor) -> str:
 
 
 def unpack(text: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """What ``pack`` was given, up to ``FAR``."""
+    """Return the ranks that ``pack`` was given, up to ``FAR``."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
 
 
@@ -47,7 +47,7 @@ def append(path: Path, run: Run, record: Record) -> None:
 
 @contextmanager
 def taken(folder: Path) -> Iterator[bool]:
-    """Whether this process may have the run of that folder; a process that dies gives it back."""
+    """Yield True if this process may have the run of that folder; a process that dies gives it back."""
     try:
         import fcntl
     except ImportError:  # no such locks here: one process at a time

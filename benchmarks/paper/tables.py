@@ -1,4 +1,4 @@
-"""Which runs each table and figure of the paper needs, and those beyond it; the most telling first."""
+"""The runs that each table and figure of the paper needs, and runs beyond it; the most informative first."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ METRIC = "NDCG@10"
 
 
 def train(run: Run, data: SequenceData, folder: Path, *, code: str) -> dict[str, Any]:
-    """What the results keep of a run by revision ``code``; one that was stopped goes on from its last checkpoint."""
+    """Train a run by revision ``code`` and return its results; a stopped run goes on from its last checkpoint."""
     model, started = run.model(data), time.monotonic()
     parameters = sum(p.numel() for p in model.parameters())
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What each process of the distributed tests does: the cases, held against one process on the whole batch."""
+"""One process of the distributed tests: its cases, compared with one process on the whole batch."""
 
 from __future__ import annotations
 

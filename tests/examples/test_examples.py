@@ -24,7 +24,7 @@ def example(name: str, *arguments: str, code: str | None = None) -> subprocess.C
 
 
 def report_of(text: str) -> list[str]:
-    """What was printed of the trained model: table, protocol, recommendations."""
+    """The part of the output on the trained model: table, protocol, recommendations."""
     lines = text[text.index("scorer") :].splitlines()
     return [re.sub(r"Trained in .*|.*curves.*", "", line) for line in lines]
 

@@ -83,7 +83,7 @@ def test_tied_weights_of_an_encoder_stand_once(tmp_path: Path) -> None:
 
 
 class Trap:
-    """What unpickles into a file of its own making."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

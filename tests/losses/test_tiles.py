@@ -1,4 +1,4 @@
-"""What both losses without logits have from their one walk over tiles."""
+"""The walk over tiles, by both losses that use it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def predictions(draw: DrawFn, /, **sizes: SearchStrategy[int]) -> Predictions:
 
 
 class Classified(NamedTuple):
-    """What the fused losses take."""
+    """The arguments of the item losses."""
 
     hidden: Tensor  # (n, t, d)
     weight: Tensor  # (n, v, d)
@@ -108,7 +108,7 @@ def classified(draw: DrawFn, /, **sizes: SearchStrategy[int]) -> Classified:
 
 
 class Lesson(NamedTuple):
-    """What the losses of students of a fixed teacher take."""
+    """The arguments of the losses of students of a fixed teacher."""
 
     hidden: Tensor  # (n, t, d)
     weight: Tensor  # (n, v, d)
