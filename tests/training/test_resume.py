@@ -96,6 +96,7 @@ def dying(function: Callable[..., Any], at: int, *, before: bool) -> Callable[..
     return wrapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("where", ["replace", "fsync", "evaluate", "write"])
 @pytest.mark.parametrize("every", [0.0, 1e9], ids=["each step", "epochs"])
@@ -129,6 +130,7 @@ def test_a_run_killed_anywhere(
     assert count >= 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again(unbroken: tuple[EnsembleKD, FitResult, Path], tmp_path: Path) -> None:
     for step in (2, 4, 5, 8, 12):
 
