@@ -26,7 +26,7 @@ class EnsembleKDError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """Class and first line of an error of somebody else's, for a text of ours."""
+    """Return class and first line of another library's error, for a text of ours."""
     text = (str(error).strip().splitlines() or ["no text"])[0]
     return f"{type(error).__name__}: {text.rstrip('. ')}"
 

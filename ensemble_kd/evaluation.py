@@ -27,14 +27,14 @@ from ensemble_kd.metrics import metric_row, ranks
 Exclude = Literal["none", "window", "history"]
 Precision = Literal["float32", "bfloat16"]
 TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of scores: about the last-level cache's share
-LONGEST = 200  # items that an encoder of any length is shown, where none is asked for
+LONGEST = 200  # items that an encoder of any length is shown by default
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Autocast to bfloat16, or nothing.
+    """Return autocast to bfloat16, or nothing.
 
     Raises:
-        EnsembleKDError: for any other precision.
+        EnsembleKDError: any other precision.
     """
     choice("evaluate", "precision", precision, get_args(Precision))
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
@@ -45,7 +45,7 @@ class Evaluation:
     """Metrics of each scorer on one split.
 
     Args:
-        protocol: what was ranked and what was left out.
+        protocol: the items that were ranked, and those that were left out, in words.
         rows: scorer ("member 0", ..., "ensemble") -> metric -> value.
         ranks: scorer -> (num_users,) int64 rank of the target from 0, in the users' order, for paired tests.
     """
@@ -59,7 +59,7 @@ class Evaluation:
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Rows of metrics as aligned text.
+    """Return rows of metrics as aligned text.
 
     Examples:
         >>> print(table({"ensemble": {"HR@10": 0.5, "MRR": 0.25}}))
@@ -87,19 +87,19 @@ def evaluate(
     precision: Precision = "float32",
     place: Place | None = None,
 ) -> Evaluation:
-    """Rank each user's held-out item among all items, by every member and by the ensemble.
+    """Rank each user's target among all items, by every member and by the ensemble.
 
-    The target is never left out, and a tie counts against it. Where ``model`` is spread over processes, all call it
-    together: each ranks its share of the users, by its members.
+    The target is never left out, and a tie counts against it. If ``model`` is spread over processes, all of them call
+    this together: each ranks its share of the users, by its members.
 
     Args:
         model: the ensemble; it is put in evaluation mode for the call.
         data: the users' sequences, in memory or on disk.
         split: "valid" (second-to-last items) or "test" (last items).
-        exclude: which items are not candidates: "none", those in the model's input "window" (as in the authors' code),
+        exclude: the items that are no candidates: "none", those in the model's input "window" (as in the authors' code),
             or the user's whole "history" before the target.
-        max_len: newest items that the model is shown, never more than it reads; default: all that it reads, or 200
-            where it reads any number.
+        max_len: newest items that the model is shown, never more than it reads; None: all that it reads, or 200 if
+            it reads any number.
         batch_size: users at a time.
         precision: "bfloat16" runs the encoder under autocast; scores are float32.
         place: this process among those that share the users; None: ``model.place``.
@@ -154,7 +154,7 @@ def _ranks_of(
     precision: Precision,
     place: Place,
 ) -> Tensor:
-    """Ranks by the members held here and by the ensemble, (n + 1, users); 0 for users that other processes rank."""
+    """Ranks by the members of this process and by the ensemble, (n + 1, users); 0 for users of other processes."""
     device = model.device
     inputs = data.inputs(split, min(shown, data.max_history))
     target, (history, offsets) = data.target(split), data.history(split)
@@ -188,13 +188,13 @@ def _ranks_of(
 def evaluate_popularity(
     data: SequenceData, split: Literal["valid", "test"], *, exclude: Exclude = "history", max_len: int = 50
 ) -> Evaluation:
-    """The same protocol for the scorer that ranks items by their count in the training part.
+    """Evaluate by the same protocol the scorer that ranks items by their count in the training part.
 
     Args:
         data: the users' sequences.
         split: "valid" or "test".
         exclude: as for ``evaluate``.
-        max_len: length of the "window" that ``exclude`` may name; give it the models' to compare with them.
+        max_len: length of the "window" of ``exclude``; to compare with a model, pass the model's.
 
     Raises:
         EnsembleKDError: an argument that cannot be used.
@@ -218,7 +218,7 @@ def evaluate_popularity(
 
 
 def protocol(data: AnySequences, split: str, exclude: Exclude, window: int) -> str:
-    """The protocol in words, to stand beside every result."""
+    """Return the protocol in words, to go with every result."""
     of = f" of the newest {window} items" if exclude == "window" else ""
     return f"leave-one-out {split}, {data.num_users} users, all {data.num_items} items ranked, exclude={exclude!r}{of}"
 

@@ -33,7 +33,7 @@ def item_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (t,) int64 class of the true item, in [0, v).
 
     Returns:
-        (n,) one loss a member. Eq. 7 is their sum.
+        (n,) one loss per member. Eq. 7 is their sum.
 
     Examples:
         >>> item_cross_entropy(torch.zeros(2, 3, 4), torch.tensor([0, 1, 3])).exp().round(decimals=4)
@@ -50,7 +50,7 @@ def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float) -> Te
     Args:
         teacher: (..., t, v) logits.
         student: (..., t, v) logits.
-        temperature: tau of Eq. 16.
+        temperature: τ of Eq. 16.
 
     Returns:
         (...,) mean over target positions.
@@ -69,15 +69,15 @@ def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float) -> Te
 def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_temperature_squared: bool = False) -> Tensor:
     r"""Collaborative distillation between all members, Eqs. 16-18, in time linear in n.
 
-    With z_x the softmax at temperature tau, ``S = sum_x z_x`` and ``L = sum_y log z_y``:
+    With z_x the softmax at temperature τ, ``S = sum_x z_x`` and ``L = sum_y log z_y``:
     ``sum_{x != y} KL(z_x || z_y) = n * sum_x z_x . log z_x - S . L``. Teachers are cut off from the gradient.
 
-    Differs from the authors' code, which halves the sum. No factor tau^2, as in Hinton et al. (2015), unless asked for.
+    Where we differ: the authors' code halves the sum. The factor τ² of Hinton et al. (2015) is an option.
 
     Args:
         logits: (n, t, v) scores of every item at every target position.
-        temperature: tau of Eq. 16.
-        scale_by_temperature_squared: multiply by tau^2.
+        temperature: τ of Eq. 16.
+        scale_by_temperature_squared: multiply by τ².
 
     Returns:
         () sum over ordered pairs, mean over target positions; exactly 0 at n = 1.
@@ -101,7 +101,7 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
 
 
 def pool_sequence(hidden: Tensor, real: Tensor, *, pool: Pool = "flatten") -> Tensor:
-    r"""H(s), one vector a sequence, from the hidden states at its positions (Eqs. 8 and 12).
+    r"""H(s), one vector per sequence, from the hidden states at its positions (Eqs. 8 and 12).
 
     Args:
         hidden: (..., b, l, d) hidden states.
@@ -121,7 +121,7 @@ def pool_sequence(hidden: Tensor, real: Tensor, *, pool: Pool = "flatten") -> Te
     choice("pool_sequence", "pool", pool, get_args(Pool))
     if pool == "last":
         return hidden[..., -1, :]
-    masked = hidden.masked_fill(~real[..., None], 0.0)  # not a product: padding may hold anything, NaN included
+    masked = hidden.masked_fill(~real[..., None], 0.0)  # not a product: padding may be anything, NaN included
     if pool == "flatten":
         return rearrange(masked, "... l d -> ... (l d)")
     return masked.sum(dim=-2) / real.sum(dim=-1, keepdim=True).to(hidden.dtype)
@@ -144,7 +144,7 @@ def contrast(
     r"""Intra- and cross-network contrastive learning, Eqs. 12-15, from one (n b) x (n b) cosine matrix.
 
     For every ordered pair (x, y), with g the cosine, a_u^x = H^x(s_u), and p_u^{y,m} = H^y(s_u^m):
-    ``L^{x,y} = -sum_m log( exp(g(a_u^x, p_u^{y,m}) / tau) / sum_{k != u} exp(g(a_u^x, a_k^y) / tau) )``,
+    ``L^{x,y} = -sum_m log( exp(g(a_u^x, p_u^{y,m}) / τ) / sum_{k != u} exp(g(a_u^x, a_k^y) / τ) )``,
     a mean over users u. ICL sums the pairs x = y, CCL the ordered pairs x != y.
 
     As in the paper the positive is not in the denominator, so a loss may be negative. ``variant="reference_code"`` is
@@ -152,11 +152,11 @@ def contrast(
     denominator for k = u.
 
     Args:
-        anchors: (n, b, e) representations of the original sequences. Where users have unequally many features, as the
-            flattened states of sequences of unequal length, they may come in groups, as a list of (n, r, e) with e of
-            each group's own: they count as filled up with zeros in front, but those are not computed.
+        anchors: (n, b, e) representations of the original sequences. If users have unequally many features, as the
+            flattened states of sequences of unequal length do, they may come in groups: a list of (n, r, e), each
+            group with an e of its own. They count as filled up with zeros in front, which are not computed.
         views: (n, m, b, e) representations of the augmented sequences; in groups as the anchors are.
-        temperature: tau.
+        temperature: τ.
         variant: "paper" or "reference_code".
 
     Returns:
@@ -227,7 +227,7 @@ def attribute_cross_entropy(logits: Tensor, attributes: Tensor, real: Tensor) ->
         real: (t,) bool, False at padding, which never counts.
 
     Returns:
-        (n,) one loss a member. Eq. 11 is their sum.
+        (n,) one loss per member. Eq. 11 is their sum.
 
     Examples:
         >>> attributes = torch.tensor([[2, -1], [0, 3]])

@@ -12,23 +12,23 @@ CUTOFFS = (5, 10)
 
 
 def ranks(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
-    """The 0-based rank of each user's target among all items: how many others score at least as much.
+    """Return the 0-based rank of each user's target among all items: the number of others that score at least as much.
 
     Source: the full-ranking protocol of Sec. 4.1.2. A tie counts against the target, so a constant scorer gets the
-    worst rank; a score that is NaN, the target's or another's, also counts against it. Column 0 is padding and
-    never counts. Nothing is sorted and ``scores`` is not copied: excluded items are counted apart and subtracted.
+    worst rank. A score of NaN, the target's or another's, counts against it, too. Column 0 is padding and never counts.
+    Nothing is sorted and ``scores`` is not copied: excluded items are counted apart and subtracted.
 
     Args:
         scores: (..., b, v + 1) real numbers, column i for item i. Leading axes (members, say) are kept.
         target: (b,) int64, item ids 1..v.
         exclude: (b, k) int64 ids padded with 0, in any order, repeats allowed; these items do not compete. The target
-            always does, even where it is listed.
+            always does, even if it is listed.
 
     Returns:
         (..., b) int64, from 0 (best) to v - 1.
 
     Raises:
-        EnsembleKDError: for shapes that do not fit together, ids that are not int64 or are out of range.
+        EnsembleKDError: shapes that do not fit together, ids that are not int64 or are out of range.
 
     Examples:
         >>> scores = torch.tensor([[9.0, 0.3, 0.2, 0.4, 0.3]])
@@ -51,14 +51,14 @@ def ranks(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tens
 
 
 def _count_below(scores: Tensor, mark: Tensor) -> Tensor:
-    """How many of (..., v) are below (..., 1). A CPU takes 10 times as long to add up truth values as floats."""
+    """Count the scores (..., v) below (..., 1). A CPU takes 10 times as long to add up truth values as floats."""
     exact = torch.float32 if scores.shape[-1] <= 1 << 24 else torch.float64  # counts up to here are exact
     below = torch.empty(scores.shape, dtype=exact, device=scores.device)
     return torch.lt(scores, mark, out=below).sum(-1).long()
 
 
 def hit_rate(ranks: Tensor, k: int) -> Tensor:
-    """HR@K = mean of [rank < K] over the last axis (Sec. 4.1.2).
+    """Return HR@K = mean of [rank < K] over the last axis (Sec. 4.1.2).
 
     Args:
         ranks: (..., b) int64, 0-based.
@@ -68,7 +68,7 @@ def hit_rate(ranks: Tensor, k: int) -> Tensor:
         (...) float64.
 
     Raises:
-        EnsembleKDError: when there is no rank, or k < 1.
+        EnsembleKDError: no rank, or k < 1.
 
     Examples:
         >>> hit_rate(torch.tensor([0, 4, 10]), 5).item()
@@ -78,17 +78,9 @@ def hit_rate(ranks: Tensor, k: int) -> Tensor:
 
 
 def ndcg(ranks: Tensor, k: int) -> Tensor:
-    """NDCG@K with one relevant item = mean of [rank < K] / log2(rank + 2) over the last axis (Sec. 4.1.2).
+    """Return NDCG@K with one relevant item = mean of [rank < K] / log2(rank + 2) over the last axis (Sec. 4.1.2).
 
-    Args:
-        ranks: (..., b) int64, 0-based.
-        k: length of the list, at least 1.
-
-    Returns:
-        (...) float64.
-
-    Raises:
-        EnsembleKDError: when there is no rank, or k < 1.
+    Shapes, and the errors raised: as ``hit_rate``.
 
     Examples:
         >>> ndcg(torch.tensor([0, 2, 10]), 10).item()
@@ -99,7 +91,7 @@ def ndcg(ranks: Tensor, k: int) -> Tensor:
 
 
 def mrr(ranks: Tensor) -> Tensor:
-    """MRR = mean of 1 / (rank + 1) over the last axis, with no cut-off.
+    """Return MRR = mean of 1 / (rank + 1) over the last axis, with no cut-off.
 
     Args:
         ranks: (..., b) int64, 0-based.
@@ -108,7 +100,7 @@ def mrr(ranks: Tensor) -> Tensor:
         (...) float64.
 
     Raises:
-        EnsembleKDError: when there is no rank.
+        EnsembleKDError: no rank.
 
     Examples:
         >>> mrr(torch.tensor([0, 1])).item()
@@ -119,7 +111,7 @@ def mrr(ranks: Tensor) -> Tensor:
 
 
 def metric_row(ranks: Tensor) -> dict[str, float]:
-    """Every metric that the paper reports, and MRR, as plain floats.
+    """Return all metrics of the paper, and MRR, as plain floats.
 
     Args:
         ranks: (b,) int64, 0-based.
@@ -128,7 +120,7 @@ def metric_row(ranks: Tensor) -> dict[str, float]:
         ``{"HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR"}``.
 
     Raises:
-        EnsembleKDError: when ranks are not (b,) or there is none.
+        EnsembleKDError: ranks are not (b,), or there is none.
 
     Examples:
         >>> metric_row(torch.tensor([0, 6]))["HR@5"]
@@ -136,7 +128,7 @@ def metric_row(ranks: Tensor) -> dict[str, float]:
     """
     if ranks.ndim != 1:
         raise EnsembleKDError(
-            "metric_row", "ranks of shape (b,)", tuple(ranks.shape), "Pass one member's ranks a call."
+            "metric_row", "ranks of shape (b,)", tuple(ranks.shape), "Pass one member's ranks per call."
         )
     row = {f"HR@{k}": hit_rate(ranks, k).item() for k in CUTOFFS}
     row |= {f"NDCG@{k}": ndcg(ranks, k).item() for k in CUTOFFS}
@@ -144,7 +136,7 @@ def metric_row(ranks: Tensor) -> dict[str, float]:
 
 
 def disagreement(lists: Tensor) -> Tensor:
-    """How different the members' lists are: 1 − the mean, over pairs of members, of the lists' Jaccard index.
+    """Return how different the members' lists are: 1 − the mean, over pairs of members, of the lists' Jaccard index.
 
     Args:
         lists: (n, ..., k) items, none twice in a list.

@@ -14,7 +14,7 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
-BLOCK_BYTES = 64 << 20  # of the members' scores of some users: what a call needs beside its input and output
+BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a call besides its input and output
 ENCODER_BYTES = 4 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 
 
@@ -44,7 +44,7 @@ class Recommendations(NamedTuple):
 
 
 class Uncertainty(NamedTuple):
-    """How sure an ensemble is of each sequence's next item, in nats; see ``uncertainty``."""
+    """The uncertainty of an ensemble about each sequence's next item, in nats; see ``uncertainty``."""
 
     entropy: Tensor  # (b,) of the members' mean distribution
     mutual_information: Tensor  # (b,) the part of it that comes from members that differ

@@ -1,4 +1,4 @@
-"""Which attributes each item has, as one integer table."""
+"""The attributes of each item, as one integer table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GAP_RATIO, GAP_FREE = 10, 1000  # the largest id may be this many times the numb
 
 
 def far_ahead(largest: int, distinct: int) -> bool:
-    """Return True if ids skip so far ahead that a model with a row for every id would mostly hold unused rows.
+    """Return True if ids skip so far ahead that a model with a row for every id would mostly have rows that nothing uses.
 
     Examples:
         >>> far_ahead(1030, distinct=3), far_ahead(1031, distinct=3)
@@ -39,7 +39,7 @@ class ItemAttributes:
         table: (v + 2, k) int64; row i lists item i's attributes as classes 0..a-1, then -1. k is the largest count.
 
     Raises:
-        EnsembleKDError: when the table is no such table.
+        EnsembleKDError: the table is no such table.
 
     Examples:
         >>> attributes = ItemAttributes.from_dict({1: [2], 3: [1, 2]}, num_items=3)
@@ -79,8 +79,7 @@ class ItemAttributes:
             A table on the CPU; ``num_attributes`` is the largest attribute id.
 
         Raises:
-            EnsembleKDError: for ids that are no whole numbers, out of range or far apart, no attribute at all, or a few
-                items with so many attributes that the table would waste more than 50 million entries.
+            EnsembleKDError: ids that are no whole numbers, out of range or far apart; no attribute at all; or a few items with so many attributes that the table would waste more than 50 million entries.
 
         Examples:
             >>> ItemAttributes.from_dict({1: [1, 1, 4]}, num_items=2)
@@ -109,7 +108,9 @@ class ItemAttributes:
         if entries > _WIDE_ENTRIES and entries > _WIDE_RATIO * pairs:
             widest = max(rows, key=lambda item: len(rows[item]))
             got = f"{width} on item {widest}, a table of {entries:,} entries for {pairs:,} pairs"
-            raise EnsembleKDError(where, "attributes spread over the items", got, "Keep the telling attributes of it.")
+            raise EnsembleKDError(
+                where, "attributes spread over the items", got, "Keep the attributes of it that matter."
+            )
         table = np.full((num_items + 2, width), -1, dtype=np.int64)
         slots = np.arange(pairs) - np.repeat(np.cumsum(counts) - counts, counts)
         table[owners, slots] = flat - 1
@@ -121,7 +122,7 @@ class ItemAttributes:
         return self.table.shape[0] - 2
 
     def to(self, device: torch.device | str) -> ItemAttributes:
-        """The same attributes with the table on ``device``.
+        """Return the same attributes with the table on ``device``.
 
         Examples:
             >>> ItemAttributes.from_dict({1: [1]}, num_items=1).to("cpu").table.device

@@ -1,4 +1,4 @@
-"""Which windows make up which batch of an epoch: a pure function of a seed and the epoch's number."""
+"""The batches of an epoch over windows in memory: a pure function of a seed and the epoch's number."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from ensemble_kd.errors import EnsembleKDError
 
 
 class BatchPlan:
-    """The batches of one epoch, at random, trimmed of the columns that are padding throughout.
+    """The batches of one epoch, drawn at random, without the columns that are padding throughout.
 
-    Windows of similar length do not share a batch: an item of a short sequence would count more than one of a long
-    sequence, which cost SASRec on Beauty a tenth of its NDCG@10. ``EnsembleKD.loss(by_length=True)`` saves the padding.
+    Batches are drawn at random, not grouped by length. In a batch of short windows, an item would count more than in a
+    batch of long ones; this cost SASRec on Beauty a tenth of its NDCG@10. ``EnsembleKD.loss(by_length=True)`` avoids
+    the padding inside a batch.
 
-    ``plan[i]`` is batch i, so an interrupted epoch goes on where it stopped: ``plan.batches(start=i)``. The same
-    (windows, batch_size, seed, epoch) give the same plan in any process. Every window is in exactly one batch.
-    A last batch of one window joins the batch before it, since contrastive losses need two. The windows may live on
-    an accelerator: their lengths are read once, here, and no batch waits for the device.
+    ``plan[i]`` is batch i, and ``plan.batches(start=i)`` goes on with an interrupted epoch. The same (windows,
+    batch_size, seed, epoch) give the same plan in any process. Every window is in exactly one batch. A last batch of
+    one window joins the batch before it, since contrastive losses need two. The windows may be on an accelerator: the
+    constructor reads their lengths once, and no batch waits for the device.
 
     Args:
         windows: (w, l) int64, left-padded with 0.
-        batch_size: windows in a batch.
+        batch_size: windows per batch.
         seed: non-negative.
         epoch: non-negative.
         at_least: a last batch of fewer windows joins the batch before it, unless all batches are as small.
-        part: (rank, number of processes): of each batch, every so many-th row is this process's.
+        part: (rank, number of processes): of each batch, this process takes every so many-th row.
 
     Raises:
-        EnsembleKDError: for windows that are not (w, l) int64 with w, l >= 1, or a number out of range.
+        EnsembleKDError: windows that are not (w, l) int64 with w, l >= 1, or a number out of range.
 
     Examples:
         >>> windows = torch.tensor([[0, 0, 1], [0, 2, 3], [0, 5, 6], [0, 0, 7]])
@@ -72,10 +73,10 @@ class BatchPlan:
         self._order = torch.from_numpy(order).to(windows.device)
 
     def rows(self, index: int) -> Tensor:
-        """Which windows batch ``index`` is made of: (b,) int64 on the windows' device.
+        """Return the numbers of the windows in batch ``index``: (b,) int64 on the windows' device.
 
         Raises:
-            IndexError: for a batch that the plan does not have.
+            IndexError: the plan has no such batch.
 
         Examples:
             >>> BatchPlan(torch.tensor([[1], [2]]), 2, seed=0, epoch=0).rows(0).sort().values
@@ -86,7 +87,7 @@ class BatchPlan:
         return self._order[start + first : stop : every]
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
-        """The batches from number ``start`` on.
+        """Return the batches from number ``start`` on.
 
         Examples:
             >>> plan = BatchPlan(torch.tensor([[1], [2], [3], [4]]), 2, seed=0, epoch=0)

@@ -1,4 +1,4 @@
-"""Which windows on disk make up which batch of an epoch: some blocks at a time, each process its own of them."""
+"""The batches of an epoch over windows on disk: read some blocks at a time, each block by one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ensemble_kd.arguments import whole
 from ensemble_kd.data.mapped import MappedWindows
 from ensemble_kd.errors import EnsembleKDError
 
-TOGETHER = 16  # blocks that a process holds and shuffles at a time
+TOGETHER = 16  # blocks that a process reads and shuffles at a time
 
 _Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -25,17 +25,17 @@ class _Group(NamedTuple):
 
 
 class BlockPlan:
-    """The batches of one epoch over windows on disk, as ``BatchPlan`` has them over windows in memory.
+    """The batches of one epoch over windows on disk, as ``BatchPlan`` is over windows in memory.
 
-    The blocks are shuffled, and read in groups of 16 a process, each by one process alone. The windows of a group are
-    shuffled, and every process spreads its own evenly over the
-    group's batches: its parts of them differ by a window at most. A batch has one width everywhere, which each
-    process knows from the lengths. All of it is a function of the seed and the epoch, so an interrupted epoch goes on
-    where it stopped. Every window is in exactly one batch.
+    Blocks are shuffled and read in groups of 16 per process, each block by one process. The windows of a group are
+    shuffled, too, and every process spreads its own evenly over the group's batches: its parts of them differ by one
+    window at most. A batch has the same width in every process, which each computes from the lengths. The plan is a
+    function of the seed and the epoch, so an interrupted epoch goes on where it stopped. Every window is in exactly one
+    batch.
 
     Args:
         windows: from ``MappedSequences.train_windows``.
-        batch_size: windows in a batch of all processes, about.
+        batch_size: about how many windows a batch has, over all processes.
         seed: non-negative.
         epoch: non-negative.
         part: (rank, number of processes) of this one.
@@ -85,7 +85,7 @@ class BlockPlan:
             self._groups.append(_Group(shards, batches))
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
-        """This process's rows of the batches from number ``start`` on: (b, l) int64, left-padded with 0."""
+        """Return this process's rows of the batches from number ``start`` on: (b, l) int64, left-padded with 0."""
         for number, group in enumerate(self._groups):
             if start < group.batches:
                 yield from self._of_group(number, group, start)
@@ -101,7 +101,7 @@ class BlockPlan:
             widths = np.maximum(widths, np.maximum.reduceat(lengths[order], cuts[:-1]))
             if rank == self.part[0]:
                 rows = [torch.from_numpy(order[low:high]) for low, high in pairwise(cuts)]
-        # All that is held of the interactions: this process's blocks of the group.
+        # All interactions in memory: this process's blocks of the group.
         items = [self.windows.data.items_of(block) for block in own]
         begins = np.cumsum([0, *(len(part) for part in items)])
         spans = [self.windows.spans(block) for block in own]

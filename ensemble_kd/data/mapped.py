@@ -31,7 +31,7 @@ class MappedSequences:
 
     Args:
         folder: where the sequences are.
-        item_attributes: which attributes each item has, or None.
+        item_attributes: the attributes of each item, or None.
         block: interactions that are read together, about: a block ends with a user.
         verify: compare the files with their checksums, once per process and file: about a second per gigabyte. Sizes
             and offsets are checked in any case.
@@ -64,27 +64,27 @@ class MappedSequences:
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self.bounds) - 1
 
     def offsets_of(self, block: int) -> Tensor:
-        """Where each user's items begin in the file, and where the last one's end: (users + 1,)."""
+        """Return the places in the file where each user's items begin, and where the last one's end: (users + 1,)."""
         first, last = self.bounds[block : block + 2]
         return torch.from_numpy(np.array(self._offsets[first : last + 1]))
 
     def items_of(self, block: int) -> Tensor:
-        """The items of a block's users, read into memory: (interactions,) int64."""
+        """Return the items of a block's users, read into memory: (interactions,) int64."""
         first, last = self._offsets[self.bounds[block : block + 2]]
         return torch.from_numpy(self._items[first:last].astype(np.int64))
 
     def pieces(self) -> Iterator[SequenceData]:
-        """The blocks in turn, each as data in memory."""
+        """Return the blocks in turn, each as data in memory."""
         for block in range(self.num_blocks):
             offsets = self.offsets_of(block)
             yield SequenceData(self.items_of(block), offsets - offsets[0], self.num_items)
 
     def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> MappedWindows:
-        """The windows of ``SequenceData.train_windows``, which stay on disk."""
+        """Return the windows of ``SequenceData.train_windows``, which stay on disk."""
         return MappedWindows(self, max_len, step, min_len)
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class MappedWindows:
     min_len: int
 
     def spans(self, block: int) -> tuple[Tensor, Tensor]:
-        """Where each window of a block ends among the block's items, and its length: (w,), (w,)."""
+        """Return the place among a block's items where each of its windows ends, and its length: (w,), (w,)."""
         offsets = self.data.offsets_of(block)
         totals = offsets.diff() - 2  # without the targets of validation and test
         kept = totals >= self.min_len
@@ -123,7 +123,7 @@ class MappedWindows:
 
     @cached_property
     def counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """How many windows each block has."""
+        """The number of windows per block."""
         return np.array([len(self.spans(block)[0]) for block in range(self.data.num_blocks)], dtype=np.int64)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Sequences on disk are opened: sizes, offsets and checksums are compared before anything is read."""
+"""Opening sequences on disk: sizes, offsets and checksums are compared before anything is read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_sequences(folder: Path, *, verify: bool) -> Opened:
     """Map what ``write_sequences`` wrote.
 
     Raises:
-        EnsembleKDError: no such folder, or files that are not what about.json says of them.
+        EnsembleKDError: no such folder, or files that do not fit about.json.
     """
     for attempt in range(ATTEMPTS):
         about = _read_about(folder)

@@ -1,4 +1,4 @@
-"""Rows of different lengths, kept flat: slices of them as left-padded rectangles, without a loop over rows."""
+"""Rows of different lengths in one flat tensor: slices of them as left-padded rectangles, without a loop over rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def keep_all_but(items: Tensor, offsets: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """Drop the ``last`` newest entries of each row; every row must have as many.
+    """Drop the ``last`` newest entries of each row, which must have as many.
 
     Args:
         items: (total,) int64, row after row.
@@ -28,7 +28,7 @@ def keep_all_but(items: Tensor, offsets: Tensor, last: int) -> tuple[Tensor, Ten
 
 
 def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """The entries ``items[end - length : end]`` of each row, at the right of (rows, width), zeros on the left.
+    """Return the entries ``items[end - length : end]`` of each row, at the right of (rows, width), zeros on the left.
 
     Args:
         items: (total,) int64.
@@ -50,7 +50,7 @@ def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Ten
 
 
 def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Tensor:
-    """Windows of ``width`` over each row, oldest first: from the newest one back by ``step``, and the oldest one.
+    """Return windows of ``width`` over each row, oldest first: from the newest one back by ``step``, and the oldest one.
 
     A row of at most ``width`` entries is one window; an empty row gives none.
 
@@ -72,11 +72,11 @@ def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Te
 
 
 def window_spans(starts: Tensor, totals: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]:
-    """Where the windows of ``sliding_windows`` end, and their lengths: (w,), (w,).
+    """Return the ends of the windows of ``sliding_windows``, and their lengths: (w,), (w,).
 
     Args:
-        starts: (rows,) int64, where each row begins.
-        totals: (rows,) int64, how many entries it has.
+        starts: (rows,) int64, the place of each row's first entry.
+        totals: (rows,) int64, the number of its entries.
         width: length of a window.
         step: distance between the starts of neighbouring windows.
 

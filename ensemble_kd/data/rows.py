@@ -1,4 +1,4 @@
-"""One user's item ids as an array, whatever they were passed as."""
+"""One user's item ids as a checked array, whatever they were passed as."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _UNKNOWN: dict[str, int] = {"train": 2, "valid": 2, "test": 1}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SequenceData:
-    """Every user's items, oldest first, kept flat, with the leave-one-out split of Sec. 4.1.2.
+    """The items of every user, oldest first, in one flat tensor, with the leave-one-out split of Sec. 4.1.2.
 
     The last item of a user is the test target, the second-to-last the validation target, the rest trains.
 
@@ -32,12 +32,12 @@ class SequenceData:
         items: (num_interactions,) int64 on the CPU, ids 1..num_items, user after user.
         offsets: (num_users + 1,) int64; user u has ``items[offsets[u]:offsets[u + 1]]``, at least 3 of them.
         num_items: v; ids that nobody interacted with are allowed.
-        item_attributes: which attributes each item has, or None.
+        item_attributes: the attributes of each item, or None.
         item_names: the source's own ids, ``item_names[i - 1]`` for item i, or None.
         user_names: the source's own ids, ``user_names[u]`` for user u, or None.
 
     Raises:
-        EnsembleKDError: for tensors that are not such a list of sequences.
+        EnsembleKDError: tensors that are not such a list of sequences.
 
     Examples:
         >>> data = SequenceData.from_sequences([[1, 2, 3, 4, 5], [3, 1, 2]])
@@ -70,7 +70,7 @@ class SequenceData:
         if int(offsets.diff().min()) < MIN_ITEMS:
             user = int(offsets.diff().argmin())
             got = f"{int(offsets.diff()[user])} of user {user}"
-            raise EnsembleKDError(where, f"at least {MIN_ITEMS} items a user", got, "Leave such users out.")
+            raise EnsembleKDError(where, f"at least {MIN_ITEMS} items per user", got, "Leave such users out.")
         low, high = torch.stack(items.aminmax()).tolist()
         if low < 1 or high > self.num_items:
             fix = "Item ids start at 1; 0 is padding."
@@ -80,9 +80,9 @@ class SequenceData:
             "item_names": (self.item_names, self.num_items),
             "user_names": (self.user_names, self.num_users),
         }
-        for name, (held, wanted) in counts.items():
-            if held is not None and len(held) != wanted:
-                raise EnsembleKDError(where, f"{name} of length {wanted}", len(held), "Give one to each, or None.")
+        for name, (given, wanted) in counts.items():
+            if given is not None and len(given) != wanted:
+                raise EnsembleKDError(where, f"{name} of length {wanted}", len(given), "Give one to each, or None.")
 
     @classmethod
     def from_sequences(
@@ -96,14 +96,14 @@ class SequenceData:
 
         Args:
             sequences: at least 3 ids each, from 1: lists, arrays or tensors.
-            num_items: the largest id where left out.
-            item_attributes: which attributes each item has.
+            num_items: v; None: the largest id.
+            item_attributes: the attributes of each item.
 
         Returns:
             The data.
 
         Raises:
-            EnsembleKDError: for no user, a user of fewer than 3 items, or ids out of range.
+            EnsembleKDError: no user, a user of fewer than 3 items, or ids that are no whole numbers or out of range.
 
         Examples:
             >>> SequenceData.from_sequences([[1, 2, 3]], num_items=9).num_items
@@ -135,16 +135,16 @@ class SequenceData:
 
     @property
     def checksum(self) -> str:
-        """Of all sequences; equal data have the same."""
+        """Eight digits that change with any item of any sequence."""
         offsets = zlib.crc32(self.offsets.numpy().tobytes(), zlib.crc32(self.items.numpy().tobytes()))
         return f"{offsets:08x}"
 
     def pieces(self) -> Iterator[SequenceData]:
-        """The users in parts that fit into memory: here all at once."""
+        """Return the users in parts that fit into memory: here all at once."""
         yield self
 
     def history(self, split: Split) -> tuple[Tensor, Tensor]:
-        """What is known of each user before the split's target, oldest first; for "train" the training part.
+        """Return each user's items before the split's target, oldest first; for "train" the training part.
 
         Args:
             split: "train" and "valid" leave out the last two items, "test" the last one.
@@ -153,7 +153,7 @@ class SequenceData:
             (items, offsets), int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
 
         Raises:
-            EnsembleKDError: for any other split.
+            EnsembleKDError: any other split.
 
         Examples:
             >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).history("test")
@@ -162,7 +162,7 @@ class SequenceData:
         return keep_all_but(self.items, self.offsets, _unknown(split))
 
     def target(self, split: Split) -> Tensor:
-        """The held-out item of each user, in the users' order.
+        """Return each user's target, in the users' order.
 
         Args:
             split: "valid" (second-to-last item) or "test" (last item).
@@ -171,7 +171,7 @@ class SequenceData:
             (num_users,) int64.
 
         Raises:
-            EnsembleKDError: for "train", which holds nothing out, and for any other split.
+            EnsembleKDError: "train", whose targets come from the windows, or any other split.
 
         Examples:
             >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).target("valid")
@@ -183,7 +183,7 @@ class SequenceData:
         return self.items[self.offsets[1:] - _unknown(split)]
 
     def inputs(self, split: Split, max_len: int) -> Tensor:
-        """The newest ``max_len`` items of each user's history, in the users' order.
+        """Return the newest ``max_len`` items of each user's history, in the users' order.
 
         Args:
             split: as in :meth:`history`.
@@ -193,7 +193,7 @@ class SequenceData:
             (num_users, l) int64, left-padded with 0.
 
         Raises:
-            EnsembleKDError: for any other split, or max_len < 1.
+            EnsembleKDError: any other split, or max_len < 1.
 
         Examples:
             >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).inputs("valid", 2).tolist()
@@ -205,11 +205,11 @@ class SequenceData:
         return left_padded(self.items, self.offsets[1:] - unknown, lengths, max_len)
 
     def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> Tensor:
-        """Sliding windows over the training part of each user, user after user, oldest window first.
+        """Return sliding windows over the training part of each user, user after user, oldest window first.
 
-        A part of at most ``max_len`` items is one window. A longer one has the window that ends at its newest item,
-        those that start ``step``, 2 ``step``, … before it, and the one that starts at its oldest item, so that with
-        step <= max_len no item is lost. Every window of a longer part is full.
+        A part of at most ``max_len`` items is one window. A longer part has the window that ends at its newest item,
+        those that start ``step``, 2 ``step``, … before it, and the one that starts at its oldest item; all are full.
+        With step <= max_len, every item is in a window.
 
         Args:
             max_len: l, the length of a window (the authors: 15 on Beauty, 20 on Toys, 40 on ML-1M).
@@ -220,7 +220,7 @@ class SequenceData:
             (w, l) int64, left-padded with 0.
 
         Raises:
-            EnsembleKDError: for an argument below 1, or when no user is left.
+            EnsembleKDError: an argument below 1, or no user is left.
 
         Examples:
             >>> SequenceData.from_sequences([[1, 2, 3, 4, 5], [5, 6, 7]]).train_windows(2).tolist()
@@ -240,7 +240,7 @@ class SequenceData:
         return sliding_windows(items, offsets, max_len, step)
 
     def popularity(self) -> Tensor:
-        """How often each item occurs in the training part; as scores, the popularity baseline.
+        """Count each item in the training part; as scores, the counts are the popularity baseline.
 
         Returns:
             (num_items + 1,) float32, index = item id, 0 for padding.

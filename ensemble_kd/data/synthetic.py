@@ -1,4 +1,4 @@
-"""The embedded default: users of a made-up catalogue, drawn from a process that a sequence model can learn."""
+"""Made-up users of a made-up catalogue, drawn from a process that a sequence model can learn."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ensemble_kd.data.sequences import SequenceData
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SUCCESSOR, CLUSTER, TASTE = 0.1, 0.5, 0.3  # what draws the next item; the rest is popularity alone
+SUCCESSOR, CLUSTER, TASTE = 0.1, 0.5, 0.3  # chances of each rule for the next item; the rest is popularity alone
 SUCCESSOR_ODDS = (0.5, 0.3, 0.2)
-ATTRIBUTE_NOISE = 0.15  # chance that an attribute of an item tells nothing of its cluster
+ATTRIBUTE_NOISE = 0.15  # chance that an attribute of an item has nothing to do with its cluster
 CONTEXTS = 3  # kinds of the last item but one that matter to what follows
 NUM_BRANDS = 30
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """What decides the next item. Items, clusters and users are counted from 0 here.
+    """The rules and chances that draw the next item. Items, clusters and users are counted from 0 here.
 
     Args:
         cluster: (v,) the cluster of each item.
         popularity: (v,) chances that sum to 1.
         successors: (v, 3) items that tend to follow an item.
-        follows: (3, clusters) the cluster that is due: by the kind of the last item but one (its cluster modulo
+        follows: (3, clusters) the cluster of the next item, by the kind of the last item but one (its cluster modulo
             3) and the cluster of the last.
         early: (users, clusters) each user's taste at the start of the sequence, chances that sum to 1.
         late: (users, clusters) the taste at its end.
@@ -58,12 +58,12 @@ def synthetic(
 ) -> SequenceData:
     """Draw sequences and attributes of a made-up catalogue; the same arguments always give the same data.
 
-    Items belong to clusters and their popularity follows Zipf's law. The next item of a user is one of the cluster that
-    is due after the last two items (probability 0.5), one of a cluster to the user's taste, which drifts from one end
-    of the sequence to the other (0.3), one of three that tend to follow the last item (0.1), or a
-    popular one (0.1). A user never has an item twice. Lengths are ``min_len`` plus a geometric draw of mean 8, at
+    Items belong to clusters, and their popularity follows Zipf's law. The next item of a user comes from the cluster
+    that follows the last two items (probability 0.5), from a cluster of the user's taste, which drifts over the
+    sequence (0.3), from three items that tend to follow the last one (0.1), or from all items by their popularity
+    (0.1). A user never has an item twice. Lengths are ``min_len`` plus a geometric draw of mean 8, at
     most ``max_len``. An item has three attributes: its cluster, its department (a pair of clusters), each wrong with
-    probability 0.15, and one of 30 brands that tells nothing.
+    probability 0.15, and one of 30 brands, drawn at random.
 
     Args:
         num_users: at least 1.
@@ -77,7 +77,7 @@ def synthetic(
         The data, with attributes.
 
     Raises:
-        EnsembleKDError: for a number out of range.
+        EnsembleKDError: a number out of range.
 
     Examples:
         >>> synthetic(num_users=50, num_items=100)  # doctest: +ELLIPSIS
@@ -111,7 +111,7 @@ def draw_process(
 
 
 def _walk(process: Process, rng: np.random.Generator) -> Ints:
-    """All users side by side: (users, longest) items; entries past a user's length mean nothing."""
+    """Draw all users side by side: (users, longest) items; entries past a user's length mean nothing."""
     users, longest = process.lengths.size, int(process.lengths.max())
     by_cluster = np.argsort(process.cluster, kind="stable")
     mass = process.popularity[by_cluster].cumsum()
@@ -142,7 +142,7 @@ def _walk(process: Process, rng: np.random.Generator) -> Ints:
     sequences = np.zeros((users, longest), dtype=np.int64)
     for step in range(longest):
         pending = np.flatnonzero(process.lengths > step)
-        # Drawing again whoever got an item they had: the process, given that no item comes twice.
+        # Users who got an item that they had draw again: the process, given that no item comes twice.
         while pending.size:
             item = propose(pending, step, sequences)
             sequences[pending, step] = item
@@ -153,9 +153,9 @@ def _walk(process: Process, rng: np.random.Generator) -> Ints:
 def _attributes(rng: np.random.Generator, cluster: Ints, num_clusters: int) -> ItemAttributes:
     num_items, departments = cluster.size, -(-num_clusters // 2)
     noise = rng.random((2, num_items)) < ATTRIBUTE_NOISE
-    told = np.where(noise, rng.integers(num_clusters, size=(2, num_items)), cluster)
+    shown = np.where(noise, rng.integers(num_clusters, size=(2, num_items)), cluster)
     brands = rng.integers(NUM_BRANDS, size=num_items)
-    columns = [told[0], num_clusters + told[1] // 2, num_clusters + departments + brands]
+    columns = [shown[0], num_clusters + shown[1] // 2, num_clusters + departments + brands]
     table = np.full((num_items + 2, len(columns)), -1, dtype=np.int64)
     table[1:-1] = np.stack(columns, axis=1)
     return ItemAttributes(num_clusters + departments + NUM_BRANDS, torch.from_numpy(table))

@@ -1,4 +1,4 @@
-"""Sequences written to a folder as they come; the folder changes from the old content to the new in one step."""
+"""Writing sequences to a folder as they come: it changes from the old content to the new in one step."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def sealed(about: dict[str, object]) -> dict[str, object]:
 
 
 def _write(part: Path, sequences: Iterable[Iterable[int]], num_items: int) -> dict[str, Any]:
-    """Write items and offsets under their final names; return what about.json says of them."""
+    """Write items and offsets under their final names; return the content of about.json."""
     users = total = items_crc = 0
     offsets_crc = zlib.crc32(start := np.int64(0).tobytes())
     with (part / "items").open("wb") as items, (part / "offsets").open("wb") as offsets:

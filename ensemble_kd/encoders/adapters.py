@@ -14,7 +14,8 @@ from ensemble_kd.errors import EnsembleKDError
 Positions = Literal["last", "all"]
 
 # Hugging Face model types whose position t sees positions up to t alone. Others are taken for bidirectional unless the
-# configuration says is_decoder: the wrong guess on that side costs accuracy, on the other it would leak the target.
+# configuration has is_decoder. A causal model that is taken for bidirectional loses accuracy; the other way round, the
+# target would leak.
 CAUSAL_TYPES = frozenset(
     {"bloom", "codegen", "cohere", "falcon", "gemma", "gemma2", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"}
     | {"granite", "llama", "mamba", "mamba2", "mistral", "mixtral", "mpt", "olmo", "olmo2", "openai-gpt", "opt"}
@@ -23,7 +24,7 @@ CAUSAL_TYPES = frozenset(
 
 
 class HuggingFaceEncoder(nn.Module):
-    """What ``from_huggingface`` returns; the wrapped model's parameters are named ``model.*``."""
+    """A Hugging Face model as an encoder, from ``from_huggingface``; its parameters are named ``model.*``."""
 
     def __init__(self, model: nn.Module, num_items: int, max_len: int | None, causal: bool) -> None:
         super().__init__()
@@ -51,16 +52,16 @@ class HuggingFaceEncoder(nn.Module):
 def from_huggingface(
     model: nn.Module, *, num_items: int | None = None, max_len: int | None = None, causal: bool | None = None
 ) -> HuggingFaceEncoder:
-    """A Hugging Face model as an encoder; nothing of ``transformers`` is imported.
+    """Wrap a Hugging Face model as an encoder; nothing of ``transformers`` is imported.
 
-    ``attention_mask`` hides the padding, and ``position_ids``, where the model takes them, count a row's items from 0,
-    so that left padding changes nothing. Models without ``position_ids`` that count columns are not freed of them.
+    ``attention_mask`` hides the padding. ``position_ids``, if the model takes them, count a row's items from 0, so that
+    left padding changes nothing. A model without ``position_ids`` that counts columns goes on counting them.
 
     Args:
         model: a bare model (``BertModel``, ``GPT2Model``, ``LlamaModel``, …) with V + 2 rows in its word embedding.
-        num_items: V; ``model.config.vocab_size - 2`` where None.
-        max_len: the longest l; ``model.config.max_position_embeddings`` where None and given there.
-        causal: whether position t sees positions up to t alone; from ``model.config`` where None.
+        num_items: V; None: ``model.config.vocab_size - 2``.
+        max_len: the longest l; None: ``model.config.max_position_embeddings``, if there is one.
+        causal: True if position t sees positions up to t alone; None: from ``model.config``.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
@@ -98,7 +99,7 @@ def from_huggingface(
 
 
 class RightPadded(nn.Module):
-    """What ``right_padded`` returns; the wrapped model's parameters are named ``model.*``."""
+    """A model for right padding as an encoder, from ``right_padded``; its parameters are named ``model.*``."""
 
     def __init__(
         self,
@@ -143,17 +144,17 @@ def right_padded(
     max_len: int | None = None,
     causal: bool | None = None,
 ) -> RightPadded:
-    """A model that reads sequences padded on the right, as RecBole's do, as an encoder.
+    """Wrap a model that reads sequences padded on the right, as RecBole's do, as an encoder.
 
     Rows are rolled to begin with their items by one gather, which works under ``torch.vmap`` too.
 
     Args:
         model: called as ``model(item_seq, item_seq_len)`` with (b, l) and (b,).
-        positions: "last" where the model returns (b, d), one vector a sequence; "all" where it returns (b, l, d).
+        positions: "last" if the model returns (b, d), one vector per sequence; "all" if it returns (b, l, d).
         lengths: pass ``item_seq_len``; False for models called as ``model(item_seq)``, like RecBole's BERT4Rec.
-        num_items: V; ``model.n_items - 1`` where None and given there, since RecBole counts padding as an item.
-        max_len: the longest l; ``model.max_seq_length`` where None and given there, as by RecBole's models.
-        causal: where None, ``model.causal`` if given, else True for "last", which sees no item after the newest.
+        num_items: V; None: ``model.n_items - 1``, if there is one, since RecBole counts padding as an item.
+        max_len: the longest l; None: ``model.max_seq_length``, if there is one, as in RecBole's models.
+        causal: None: ``model.causal``, if there is one, else True for "last", which sees no item after the newest.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> (b, d) or (b, l, d), as the model returns.

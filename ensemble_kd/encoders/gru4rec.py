@@ -25,7 +25,7 @@ class GRU4Rec(SequenceEncoder):
         num_items: V; ids are 0 (padding), 1..V (items) and V + 1 (mask token).
         d_model: d, the width of embedding and output.
         num_layers: stacked GRU layers (the paper's best is 1).
-        hidden_size: width of the state; ``d_model`` where None.
+        hidden_size: width of the state; None: ``d_model``.
         max_len: the longest l.
         dropout: on the embedding and between GRU layers.
         init_std: of the normal that item embeddings are drawn from. With a small one, such as Glorot's, and a tied

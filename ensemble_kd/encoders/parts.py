@@ -1,4 +1,4 @@
-"""What the encoders of this folder share: their frame, dropout and self-attention."""
+"""Parts that the encoders of this folder share: their frame, dropout and self-attention."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HIDDEN_KEY = -30000.0
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero features with probability p (to 1/65536) and scale the others so that the mean stays; x itself at p = 0.
 
-    ``F.dropout`` draws one number a feature, which on a CPU costs more than the attention does. Here one 64-bit draw
-    serves four features; forward and backward take half the time. Other devices have a fused kernel.
+    ``F.dropout`` draws one number per feature, which costs more than the attention on a CPU. Here one 64-bit draw
+    serves four features, so that forward and backward take half the time. Other devices have a fused kernel.
 
     Examples:
         >>> sorted(set(dropout(torch.ones(1000), 0.5).tolist()))
@@ -38,7 +38,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 class SequenceEncoder(nn.Module):
-    """What the encoders here have in common: checked arguments, the item embedding, checked input.
+    """The frame of the encoders here: checked arguments, the item embedding, checked input.
 
     ``positive`` are further arguments of the subclass that have to be 1 or more.
     """

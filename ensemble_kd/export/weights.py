@@ -91,7 +91,7 @@ def load(
             encoder whose code has changed in a way that you know to be harmless.
 
     Raises:
-        EnsembleKDError: a file that is missing, damaged or something else, a pickle say; another encoder's weights or
+        EnsembleKDError: a file that is missing, damaged or something else, such as a pickle; another encoder's weights or
             settings; safetensors is not installed.
     """
     path = Path(path)
@@ -147,7 +147,7 @@ def _checksum(configuration: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _fill(model: EnsembleKD, tensors: Mapping[str, Tensor]) -> None:
     floating = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    if len(floating) == 1:  # a model that was saved in float64, say
+    if len(floating) == 1:  # a model that was saved in float64, for example
         model.to(floating.pop())
     own = model.state_dict()
     storages = {t.data_ptr() for name, t in own.items() if name in tensors}

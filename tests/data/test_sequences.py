@@ -109,7 +109,7 @@ def test_sequence_data_refuses() -> None:
         ((items, offsets[None], 3), "flat int64 offsets on the CPU"),
         ((items, torch.tensor([0, 2]), 3), r"offsets from 0 to 3"),
         ((items, torch.tensor([0]), 3), r"at least one user"),
-        ((items, torch.tensor([0, 1, 3]), 3), r"at least 3 items a user, got 1 of user 0"),
+        ((items, torch.tensor([0, 1, 3]), 3), r"at least 3 items per user, got 1 of user 0"),
         ((items - 1, offsets, 3), r"item ids in 1\.\.3, got 0\.\.2"),
         ((items, offsets, 2), r"item ids in 1\.\.2, got 1\.\.3"),
         ((items, offsets, 3, ItemAttributes.from_dict({1: [1]}, 2)), "item_attributes of length 3, got 2"),

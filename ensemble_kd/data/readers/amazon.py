@@ -90,7 +90,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             record = None
     if not isinstance(record, dict):
-        fix = "The files of 2014 hold one object a line."
+        fix = "The files of 2014 have one object per line."
         raise EnsembleKDError(where, "a JSON object or a Python dict literal", repr(line.strip()[:60]), fix)
     return record
 

@@ -27,7 +27,7 @@ def require_polars(where: str) -> Any:
 
 
 def read_fields(path: str | PathLike[str], separator: str, names: list[str], *, encoding: str, skip: int) -> DataFrame:
-    """Text columns of a file whose separator may be several characters long and whose fields are never quoted.
+    """Read the text columns of a file whose separator may be several characters long and whose fields are never quoted.
 
     Args:
         path: the file; empty lines are passed over.
@@ -40,7 +40,7 @@ def read_fields(path: str | PathLike[str], separator: str, names: list[str], *, 
         The columns as strings, and "line", counted from 1.
 
     Raises:
-        EnsembleKDError: for a line of another number of fields.
+        EnsembleKDError: a line of another number of fields.
     """
     pl = require_polars(str(path))
     text = Path(path).read_bytes().decode(encoding, errors="replace").replace("\r\n", "\n")
@@ -83,7 +83,7 @@ def to_sequences(
         The data, with the names of users and items.
 
     Raises:
-        EnsembleKDError: for k_core < 1, a time that is no number, or when nothing is left.
+        EnsembleKDError: k_core < 1, a time that is no number, or nothing is left.
     """
     pl = require_polars(source)
     k_core = whole(source, "k_core", k_core, least=1)

@@ -49,7 +49,7 @@ def _read_genres(path: str | PathLike[str]) -> dict[str, list[str]]:
     genres: dict[str, list[str]] = {}
     with open(path, encoding="latin-1") as lines:
         for number, line in enumerate(lines, start=1):
-            # A title may hold "::" itself, so the first and the last field are cut off from the outside.
+            # A title may have "::" in it, so the first and the last field are cut off from the outside.
             movie, _, rest = line.rstrip("\r\n").partition("::")
             _, separator, names = rest.rpartition("::")
             if not separator:

@@ -1,4 +1,4 @@
-"""Reader of the field's usual text layout: one user a line, oldest item first."""
+"""Reader of the field's usual text layout: one user per line, oldest item first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 
 MOST_DIGITS = 18  # of a number that fits into 64 bits
-OTHER_LAYOUTS = {  # what a line of another layout holds -> the way out
+OTHER_LAYOUTS = {  # a sign of another layout -> the way out
     "::": "Read it with read_movielens.",
     ":token": "Read it with read_recbole.",
     "{": "Read it with read_amazon.",
@@ -38,9 +38,9 @@ def read_text(path: str | PathLike[str], attributes_path: str | PathLike[str] | 
         The data, with ``user_names`` from the first column.
 
     Raises:
-        EnsembleKDError: naming file and line: for an empty line, an id that is no positive number, a user that comes
-            twice or has fewer than 3 items, ids that skip far ahead of the number of items, attributes of an item
-            that is in no sequence's range. A file that is not there raises FileNotFoundError.
+        EnsembleKDError: with file and line: an empty line, an id that is no positive number, a user that comes twice
+            or has fewer than 3 items, ids that skip far ahead of the number of items, attributes of an item beyond
+            the largest id. A file that is not there raises FileNotFoundError.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
