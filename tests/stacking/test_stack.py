@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
@@ -329,6 +330,29 @@ def test_gradients_reach_a_stack_as_they_reach_plain_modules() -> None:
                 torch.testing.assert_close(p.grad[i], member.get_parameter(name).grad)
 
 
+def test_each_parameter_is_unbound_once() -> None:
+    """The gradient of ``[i]`` would be a tensor of the whole stack's size per member and name."""
+    outputs = stack(Tied).each(IDS)
+    seen, todo, counted = set(), [output.grad_fn for output in outputs], {"UnbindBackward0": 0, "SelectBackward0": 0}
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            counted[node.name()] = counted.get(node.name(), 0) + 1
+            todo += [below for below, _ in node.next_functions]
+    assert (counted["UnbindBackward0"], counted["SelectBackward0"]) == (1, 0)
+
+
+def test_activation_checkpointing_is_an_error() -> None:
+    class Thrifty(Named):
+        def forward(self, item_ids: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(super().forward, item_ids, use_reentrant=False)  # type: ignore[no-any-return]
+
+    out = stack(Thrifty)(IDS)
+    with pytest.raises(RuntimeError, match="meta"):
+        out.sum().backward()
+
+
 def test_a_buffer_must_keep_its_shape() -> None:
     class Growing(Embed):
         def __init__(self) -> None:
@@ -445,23 +469,23 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "n = 0": (
         lambda: build(Embed, 0),
-        "EnsembleKD: expected n >= 1 members, got 0. Pass a whole number, such as n=3.",
+        "EnsembleKD: expected n, a whole number >= 1, got 0. Pass such a number.",
     ),
     "n = True": (
         lambda: build(Embed, True),
-        "EnsembleKD: expected n >= 1 members, got True. Pass a whole number, such as n=3.",
+        "EnsembleKD: expected n, a whole number >= 1, got True. Pass such a number.",
     ),
     "n = 2.0": (
         lambda: build(Embed, 2.0),  # type: ignore[arg-type]
-        "EnsembleKD: expected n >= 1 members, got 2.0. Pass a whole number, such as n=3.",
+        "EnsembleKD: expected n, a whole number >= 1, got 2.0. Pass such a number.",
     ),
     "seed = -1": (
         lambda: build(Embed, seed=-1),
-        "EnsembleKD: expected seed as a whole number >= 0, got -1. Pass one, such as seed=0.",
+        "EnsembleKD: expected seed, a whole number >= 0, got -1. Pass such a number.",
     ),
     "seed = None": (
         lambda: build(Embed, seed=None),  # type: ignore[arg-type]
-        "EnsembleKD: expected seed as a whole number >= 0, got None. Pass one, such as seed=0.",
+        "EnsembleKD: expected seed, a whole number >= 0, got None. Pass such a number.",
     ),
     "backend": (
         lambda: stack(Embed, "cuda"),
