@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.arguments import is_whole
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.arguments import whole
 from ensemble_kd.torch_private import accelerator_devices
 
 
 def member_seed(seed: int, member: int, stream: int = 0) -> int:
-    """The seed of one member. It depends on no other member, so member 0 is the same whatever n is.
+    """Return the seed of one member. It depends on no other member, so member 0 is the same whatever n is.
 
-    ``stream`` tells the parts of a member apart: 0 is the encoder.
+    Args:
+        seed: of the ensemble.
+        member: its number, from 0.
+        stream: another number for each part that draws: 0 for the encoder.
 
     Raises:
         EnsembleKDError: the seed is not a whole number >= 0.
@@ -27,15 +29,24 @@ def member_seed(seed: int, member: int, stream: int = 0) -> int:
         >>> member_seed(0, 1) == member_seed(0, 1) != member_seed(0, 2)
         True
     """
-    if not is_whole(seed) or seed < 0:
-        raise EnsembleKDError("EnsembleKD", "seed as a whole number >= 0", repr(seed), "Pass one, such as seed=0.")
-    entropy = np.random.SeedSequence([int(seed), member, stream])
+    entropy = np.random.SeedSequence([whole("EnsembleKD", "seed", seed, least=0), member, stream])
     return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block under its own seed for torch, NumPy and ``random``; afterwards all three are as they were."""
+    """Run a block under a seed of its own for torch, NumPy and ``random``. Afterwards all three are as they were.
+
+    Examples:
+        >>> before = random.getstate()
+        >>> with seeded(0):
+        ...     first = random.random(), torch.rand(())
+        >>> with seeded(0):
+        ...     first == (random.random(), torch.rand(()))
+        True
+        >>> random.getstate() == before
+        True
+    """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - encoders may use them
     kind, devices = accelerator_devices()
     # All devices are named, since fork_rng warns where it has to choose several by itself.
@@ -51,7 +62,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global random generator that an encoder may use."""
+    """Return the state of every global random generator that an encoder may use, as tensors, numbers and strings."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, gauss = random.getstate()
     return {
@@ -63,7 +74,15 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go back to a state that ``random_state`` returned."""
+    """Go back to a state that ``random_state`` returned.
+
+    Examples:
+        >>> state = random_state()
+        >>> drawn = torch.rand(3)
+        >>> set_random_state(state)
+        >>> torch.equal(torch.rand(3), drawn)
+        True
+    """
     torch.set_rng_state(state["torch"].cpu())
     for i, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one.cpu(), i)

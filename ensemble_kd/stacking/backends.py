@@ -1,6 +1,6 @@
-"""How the members are run: one call each (the loop), or one vectorised call (vmap); and which of them serves.
+"""Two ways to run the members, one call per member (the loop) or one call for all (vmap), and the choice between them.
 
-Both work on a template, a module without weights that ``torch.func.functional_call`` fills for a call.
+Both work on templates: modules without weights, which ``torch.func.functional_call`` fills for a call.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _overwrite(name: str, buffer: Tensor, value: Tensor) -> None:
 
 @contextmanager
 def _no_batched_state(template: nn.Module) -> Iterator[None]:
-    """Take back the tensors of vmap that forward stored in attributes (caches, attention weights): they die with it."""
+    """Afterwards, undo what forward stored in attributes under vmap (caches, attention weights): its use is over."""
     before = [(space, dict(space)) for child in template.modules() for space in (vars(child), own_buffers(child))]
     try:
         yield

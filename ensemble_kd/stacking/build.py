@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import is_whole
+from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.torch_private import own_buffers, own_parameters
@@ -17,14 +17,24 @@ from ensemble_kd.torch_private import own_buffers, own_parameters
 def build_members(
     encoder_fn: Callable[[], nn.Module], n: int, *, seed: int, own: Callable[[int], Iterable[int]] = range
 ) -> list[nn.Module]:
-    """Call the factory once per member, each under its own seed; ``own`` chooses some of n members.
+    """Call the factory once per member, each time under a seed of its own, and return the modules.
+
+    Args:
+        encoder_fn: the factory.
+        n: members of the whole ensemble.
+        seed: of the ensemble, see ``member_seed``.
+        own: from n to the numbers of the members to build; default: all.
 
     Raises:
         EnsembleKDError: n is not a positive number, the factory is not callable, or returns no module or one twice.
+
+    Examples:
+        >>> first, second = build_members(lambda: nn.Linear(1, 1), 2, seed=0)
+        >>> torch.equal(first.weight, second.weight)
+        False
     """
     where = "EnsembleKD"
-    if not is_whole(n) or n < 1:
-        raise EnsembleKDError(where, "n >= 1 members", repr(n), "Pass a whole number, such as n=3.")
+    n = whole(where, "n", n, least=1)
     given: object = encoder_fn
     if isinstance(given, nn.Module) or not callable(given):
         fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
@@ -43,6 +53,14 @@ def check_members(members: Sequence[nn.Module], *, where: str = "encoder_fn") ->
     Raises:
         EnsembleKDError: no members, something else than modules, the same module or parameter twice, lazy parameters,
             or members that differ in the names, shapes, types, devices, ties or freezing of their tensors.
+
+    Examples:
+        >>> check_members([nn.Linear(2, 3), nn.Linear(2, 4)], where="from_members")
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: from_members: expected members of equal shapes, got 'weight': (3, 2) \
+torch.float32 on cpu in member 0, (4, 2) torch.float32 on cpu in member 1. All members must have the same \
+architecture; only their seeds differ.
     """
     if not members:
         raise EnsembleKDError(where, "at least one member", "none", "Pass one module or more.")
@@ -87,7 +105,7 @@ def layout(module: nn.Module) -> dict[str, str]:
 
 
 def leave_weightless(module: nn.Module) -> None:
-    """Move a template's parameters and buffers to the meta device; tied ones stay tied, plain tensors stay real."""
+    """Move a member's parameters and buffers to the meta device. Tied ones stay tied, plain tensors stay real."""
     moved: dict[int, Tensor] = {}
     kept: list[Tensor] = []  # the id of a freed tensor may be given out again, so all live until the walk is over
     for child in module.modules():
@@ -109,7 +127,14 @@ def leave_weightless(module: nn.Module) -> None:
 
 
 def duplicate(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module whose forward has left results with a gradient in its attributes."""
+    """Return a deep copy, even if forward has left results with a gradient in attributes, which torch will not copy.
+
+    Examples:
+        >>> module = nn.Linear(1, 1)
+        >>> module.last = module(torch.ones(1, 1))
+        >>> duplicate(module).last.requires_grad
+        False
+    """
     kept = (value for child in module.modules() for value in vars(child).values())
     results = {id(value): value.detach() for value in kept if isinstance(value, Tensor) and value.grad_fn is not None}
     return copy.deepcopy(module, results)

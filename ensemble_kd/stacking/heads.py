@@ -11,15 +11,15 @@ INIT_STD = 0.02  # as BERT4Rec; a classifier that starts near zero starts near t
 
 
 class Heads(nn.Module):
-    """n linear classifiers with weights (n, c, d) and biases (n, c); without weights where they are tied elsewhere.
+    """n linear classifiers with weights (n, c, d) and biases (n, c).
 
     Args:
         n: members.
         classes: c, items or attributes.
         d: hidden size.
-        seed: the members' weights follow from it, each member's from its own stream.
-        stream: tells these heads from others of the same seed; not 0, which is the encoders'.
-        tied: leave the weights out; the caller passes the embedding's.
+        seed: of the ensemble; each member's weights follow from it and the member's number.
+        stream: another number for each kind of classifier, see ``member_seed``; 0 is the encoders'.
+        tied: leave the weights out; the caller passes those of the item embedding.
         like: gives the dtype (float64, else float32) and the device.
         first: number of the first of these members in the whole ensemble.
 
@@ -46,7 +46,7 @@ class Heads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n, classes, dtype=dtype, device=like.device))
 
     def member(self, i: int) -> Heads:
-        """A copy of member i's head, as n = 1."""
+        """Return a copy of member i's classifier, with n = 1."""
         alone = Heads.__new__(Heads)
         nn.Module.__init__(alone)
         alone.train(self.training)

@@ -18,7 +18,7 @@ from ensemble_kd.torch_private import is_vmap_slice
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """The same rows of every member's table; the table's gradient is sparse and holds these rows alone.
+    """Return the same rows of every member's table. The table's gradient is sparse, with these rows alone.
 
     Args:
         table: (n, r, \\*rest).
@@ -38,7 +38,7 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """``table[members, rows]``; where members is None, ``table[rows]`` of one member's own table (r, \\*rest)."""
+    """``table[members, rows]``; if members is None, ``table[rows]`` of one member's own table (r, \\*rest)."""
 
     @staticmethod
     def forward(table: Tensor, members: Tensor | int | None, rows: Tensor, padding: int | None) -> Tensor:
@@ -79,9 +79,9 @@ class _Take(torch.autograd.Function):
 
 
 def inner_rows(table: Tensor) -> Tensor:
-    """All rows but the first and the last, padding's and [mask]'s: (n, v + 2, d) -> (n, v, d), a view.
+    """Return all rows but the first (padding) and the last ([mask]): (n, v + 2, d) -> (n, v, d), a view.
 
-    As a slice its gradient would pass over the table twice.
+    The gradient of a slice would pass over the table twice.
 
     Examples:
         >>> table = torch.zeros(1, 4, 1, requires_grad=True)
@@ -93,10 +93,10 @@ def inner_rows(table: Tensor) -> Tensor:
 
 
 def share_table(table: Tensor) -> tuple[Tensor, Tensor]:
-    """A table that both look-ups and a product read: itself for ``sparse_lookups``, and its inner rows.
+    """Return a table twice: for look-ups (``sparse_lookups``), and its inner rows for a product.
 
-    Summed by autograd, each sparse gradient of a look-up would cost a copy of the product's dense one. Here the sparse
-    ones meet first, and then go into the dense one in place.
+    Autograd would copy the dense gradient once for every sparse look-up gradient it adds. Here the sparse gradients are
+    added up first and then added to the dense one in place.
 
     Examples:
         >>> table = torch.zeros(1, 4, 1, requires_grad=True)
@@ -136,6 +136,13 @@ def sparse_lookups(
         encoder: the stack.
         at_least: rows.
         shared: one of the encoder's stacked tables, and what look-ups read in its place, see ``share_table``.
+
+    Examples:
+        >>> encoder = StackedModule([nn.Embedding(1000, 4), nn.Embedding(1000, 4)])
+        >>> with sparse_lookups(encoder, at_least=1000):
+        ...     encoder(torch.tensor([7])).sum().backward()
+        >>> encoder.stacked_parameter("weight").grad.is_sparse
+        True
     """
     tables: dict[str, Tensor] = dict(encoder.named_parameters(remove_duplicate=False))
 

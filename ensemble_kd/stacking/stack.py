@@ -32,7 +32,7 @@ class StackedModule(nn.Module):
     time, while one trains. The first call decides on the backend; make it before other threads start.
 
     Args:
-        members: the modules; their weights are taken over (stacked), and they are left without weights of their own.
+        members: the modules. Their weights are taken over (stacked), and the modules are left without any.
         backend: "vmap" (one vectorised call), "loop" (one call per member) or "auto".
 
     Shapes:
@@ -172,14 +172,14 @@ class StackedModule(nn.Module):
     def train(self, mode: bool = True) -> StackedModule:
         """Set the mode of every member, as ``nn.Module.train`` does."""
         super().train(mode)
-        if "_templates" in vars(self):  # a part of the tree may be told before it is whole
+        if "_templates" in vars(self):  # before that there are no members to set
             with self._templates.alone() as templates:
                 for template in templates:
                     template.train(mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedModule:
-        """Convert or move, with the buffers that a forward has registered and that are not stacked."""
+        """Convert or move, also the buffers that a forward has registered and that are not stacked."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         with self._templates.alone() as templates:
             for child in (child for template in templates for child in template.modules()):
@@ -190,7 +190,7 @@ class StackedModule(nn.Module):
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Run a block under its own seed; the random states, the modes and the buffers are afterwards as they were."""
+        """Run a block under a seed of its own. Afterwards random states, modes and buffers are as they were."""
         with self._templates.alone() as templates, seeded(0):
             modes = [(module, module.training) for root in (self, *templates) for module in root.modules()]
             buffers = [(b, b.clone()) for b in self.buffers()]
