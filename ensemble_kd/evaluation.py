@@ -96,8 +96,8 @@ def evaluate(
         model: the ensemble; it is put in evaluation mode for the call.
         data: the users' sequences, in memory or on disk.
         split: "valid" (second-to-last items) or "test" (last items).
-        exclude: the items that are no candidates: "none", those in the model's input "window" (as in the authors' code),
-            or the user's whole "history" before the target.
+        exclude: the items that are no candidates: "none", those in the model's input "window" (as in the authors'
+            code), or the user's whole "history" before the target.
         max_len: newest items that the model is shown, never more than it reads; None: all that it reads, or 200 if
             it reads any number.
         batch_size: users at a time.

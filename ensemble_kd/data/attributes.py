@@ -19,7 +19,7 @@ GAP_RATIO, GAP_FREE = 10, 1000  # the largest id may be this many times the numb
 
 
 def far_ahead(largest: int, distinct: int) -> bool:
-    """Return True if ids skip so far ahead that a model with a row for every id would mostly have rows that nothing uses.
+    """Return True if ids skip so far ahead that most rows of a model with one row per id would be unused.
 
     Examples:
         >>> far_ahead(1030, distinct=3), far_ahead(1031, distinct=3)
@@ -79,7 +79,8 @@ class ItemAttributes:
             A table on the CPU; ``num_attributes`` is the largest attribute id.
 
         Raises:
-            EnsembleKDError: ids that are no whole numbers, out of range or far apart; no attribute at all; or a few items with so many attributes that the table would waste more than 50 million entries.
+            EnsembleKDError: ids that are no whole numbers, out of range or far apart; no attribute at all; or a few items
+                with so many attributes that the table would waste more than 50 million entries.
 
         Examples:
             >>> ItemAttributes.from_dict({1: [1, 1, 4]}, num_items=2)

@@ -50,7 +50,7 @@ def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Ten
 
 
 def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Tensor:
-    """Return windows of ``width`` over each row, oldest first: from the newest one back by ``step``, and the oldest one.
+    """Return windows of ``width`` over each row, oldest first: from the newest back by ``step``, and the oldest.
 
     A row of at most ``width`` entries is one window; an empty row gives none.
 

@@ -49,8 +49,8 @@ class BERT4Rec(SequenceEncoder):
         norm_first: normalise a sublayer's input (the code of EMKD) instead of its output (the paper).
         output_head: end with LayerNorm(GELU(h W + b)), as the paper's code does before the item classifier.
         init_std: of the normal that weights are drawn from, truncated at two standard deviations; 0.02 is the paper's.
-            None: Glorot's rule for matrices. At small d, a standard deviation of 0.02 lets little of the context through
-            an attention layer, and a [mask], which has nothing but the context, learns late.
+            None: Glorot's rule for matrices. At small d, a standard deviation of 0.02 lets little of the context
+            through an attention layer, and a [mask], which has nothing but the context, learns late.
 
     Shapes:
         item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).

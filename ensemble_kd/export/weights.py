@@ -91,8 +91,8 @@ def load(
             encoder whose code has changed in a way that you know to be harmless.
 
     Raises:
-        EnsembleKDError: a file that is missing, damaged or something else, such as a pickle; another encoder's weights or
-            settings; safetensors is not installed.
+        EnsembleKDError: a file that is missing, damaged or something else, such as a pickle; another encoder's weights
+            or settings; safetensors is not installed.
     """
     path = Path(path)
     configuration, tensors = _read(path)
