@@ -79,8 +79,8 @@ class ItemAttributes:
             A table on the CPU; ``num_attributes`` is the largest attribute id.
 
         Raises:
-            EnsembleKDError: ids that are no whole numbers, out of range or far apart; no attribute at all; or a few items
-                with so many attributes that the table would waste more than 50 million entries.
+            EnsembleKDError: ids that are no whole numbers, out of range or far apart; no attribute at all; or a few
+                items with so many attributes that the table would waste more than 50 million entries.
 
         Examples:
             >>> ItemAttributes.from_dict({1: [1, 1, 4]}, num_items=2)
