@@ -93,13 +93,8 @@ class FromTeacher(ItemLoss):
 
     def _queries(self, draw: Draw) -> Tensor:
         """Return the teacher's states at the target positions of the views, members side by side: (t, n d)."""
-        training = self.teacher.training
-        self.teacher.eval()
-        try:
-            with torch.no_grad():
-                states = self.teacher.states(draw.inputs, by_length=True)
-        finally:
-            self.teacher.train(training)
+        with torch.no_grad():
+            states = self.teacher.states(draw.inputs, by_length=True, training=False)
         return query_vectors(states.at(draw.positions))[:, :-1]
 
     def further(self, item_ids: Tensor, *, generator: torch.Generator | None) -> Tensor | None:

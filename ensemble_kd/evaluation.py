@@ -93,7 +93,7 @@ def evaluate(
     this together: each ranks its share of the users, by its members.
 
     Args:
-        model: the ensemble; it is put in evaluation mode for the call.
+        model: the ensemble; it is run in evaluation mode, and its own mode stays as it is.
         data: the users' sequences, in memory or on disk.
         split: "valid" (second-to-last items) or "test" (last items).
         exclude: the items that are no candidates: "none", those in the model's input "window" (as in the authors'
@@ -125,16 +125,12 @@ def evaluate(
         fix = "Build the model with num_items=data.num_items."
         raise EnsembleKDError("evaluate", f"data of {model.num_items} items, as the model", str(data.num_items), fix)
     place = model.place if place is None else place
-    shown, training = _shown(model, max_len), model.training
-    model.eval()
-    try:
-        with gathered(model):
-            found = torch.cat(
-                [_ranks_of(model, each, split, exclude, shown, batch_size, precision, place) for each in data.pieces()],
-                dim=1,
-            )
-    finally:
-        model.train(training)
+    shown = _shown(model, max_len)
+    with gathered(model):
+        found = torch.cat(
+            [_ranks_of(model, each, split, exclude, shown, batch_size, precision, place) for each in data.pieces()],
+            dim=1,
+        )
     found = sum_rows(found, place)
     found = torch.cat([gather_members(found[:-1], place), found[-1:]])
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
@@ -172,7 +168,7 @@ def _ranks_of(
         if exclude == "history":
             seen = left_padded(history, offsets[users + 1], totals[users], int(totals[users].max()))
         with autocast(device, precision):
-            states = model.query_states(ids.to(device))
+            states = model.query_states(ids.to(device), training=False)
         wanted, seen = target[users].to(device), None if seen is None else seen.to(device)
         for start in range(0, len(users), rows):
             part = slice(start, min(start + rows, len(users)))

@@ -164,11 +164,13 @@ def test_the_model_and_the_global_random_state_are_left_alone() -> None:
     assert state[1:] == (random.getstate(), str(np.random.get_state()))  # noqa: NPY002
 
 
-def test_the_mode_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_is_the_calls_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder runs in evaluation mode, and no flag changes that another thread could see."""
     model = model_of("sasrec")
 
-    def fail(ids: Tensor) -> Tensor:
-        assert not model.training
+    def fail(ids: Tensor, *, training: bool) -> Tensor:
+        assert model.training
+        assert not training
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "query_states", fail)

@@ -209,15 +209,17 @@ class EnsembleKD(Scoring):
             for (mode, device), (name, why) in self.encoder.decisions.items()
         }
 
-    def states(self, item_ids: Tensor, *, by_length: bool) -> Packed:
+    def states(self, item_ids: Tensor, *, by_length: bool, training: bool | None = None) -> Packed:
         """Return the hidden states of k copies of b sequences, (k, b, l), without checks of the ids.
 
         Args:
             item_ids: (k, b, l) int64, left-padded with 0.
             by_length: on a CPU, encode rows of similar length together, unless BatchNorm makes rows depend on others.
+            training: the mode of the call; None: the model's own.
         """
-        free = item_ids.device.type == "cpu" and not self.encoder.mixes_rows  # the host sees lengths
-        return pack(self.encode, item_ids, by_length=by_length and free)
+        mixes = self.encoder.mixes_rows and training is not False
+        free = item_ids.device.type == "cpu" and not mixes  # the host sees lengths
+        return pack(partial(self.encode, training=training), item_ids, by_length=by_length and free)
 
     def loss(
         self,

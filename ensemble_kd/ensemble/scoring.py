@@ -74,7 +74,8 @@ class Scoring(nn.Module):
 
     def member_scores(self, item_ids: Tensor) -> Tensor:
         """Return each member's next-item logits: (b, l) -> (n, b, num_items + 1), column 0 is -inf."""
-        newest = self._newest_hidden("member_scores", item_ids)
+        check_ids("member_scores", item_ids, highest=self.num_items)
+        newest = self._newest(item_ids)
         weight, bias = self.classifier_weights()
         with torch.autocast(newest.device.type, enabled=False):
             logits = newest.new_empty(*newest.shape[:2], self.num_items + 1)
@@ -84,7 +85,8 @@ class Scoring(nn.Module):
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """Return the mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf."""
-        newest = self._newest_hidden("forward", item_ids)
+        check_ids("forward", item_ids, highest=self.num_items)
+        newest = self._newest(item_ids)
         weight, bias = self.classifier_weights()
         with torch.autocast(newest.device.type, enabled=False):
             # The mean of n inner products is one product of concatenated vectors; member by member it needs no copy.
@@ -94,13 +96,15 @@ class Scoring(nn.Module):
             mean = mean_members(mean, self.place)
             return nn.functional.pad(mean, (1, 0), value=-torch.inf)
 
-    def query_states(self, item_ids: Tensor) -> Tensor:
-        """Return the states whose product with W of Eq. 5 gives each member's scores: (b, l) -> (n, b, d)."""
-        return self._newest_hidden("query_states", item_ids)
+    def query_states(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
+        """Return the states whose product with W of Eq. 5 gives each member's scores: (b, l) -> (n, b, d).
 
-    def _newest_hidden(self, where: str, item_ids: Tensor) -> Tensor:
-        check_ids(where, item_ids, highest=self.num_items)
-        return self._newest(item_ids)
+        Args:
+            item_ids: (b, l) int64 sequences, left-padded with 0.
+            training: the mode of the call; None: the model's own.
+        """
+        check_ids("query_states", item_ids, highest=self.num_items)
+        return self._newest(item_ids, training=training)
 
     def _newest(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)

@@ -596,7 +596,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a list of ids": (
         lambda: make().loss([[1, 2]]),  # type: ignore[arg-type]
-        "loss: expected item_ids as an int64 tensor, got list. Convert them: item_ids.long().",
+        "loss: expected item_ids as an int64 tensor, got list. Convert them: torch.as_tensor(item_ids).",
     ),
     "a float batch": (
         lambda: make().loss(IDS.float()),
@@ -642,15 +642,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "k = 0": (
         lambda: make().recommend(IDS, k=0),
-        "recommend: expected a whole number 1 <= k <= 12 (num_items), got 0. Ask for fewer items.",
+        "recommend: expected k of 12 items, a whole number in 1..12, got 0. Pass such a number.",
     ),
     "k = 13": (
         lambda: make().recommend(IDS, k=13),
-        "recommend: expected a whole number 1 <= k <= 12 (num_items), got 13. Ask for fewer items.",
+        "recommend: expected k of 12 items, a whole number in 1..12, got 13. Pass such a number.",
     ),
     "k = 2.0": (
         lambda: make().recommend(IDS, k=2.0),  # type: ignore[arg-type]
-        "recommend: expected a whole number 1 <= k <= 12 (num_items), got 2.0. Ask for fewer items.",
+        "recommend: expected k of 12 items, a whole number in 1..12, got 2.0. Pass such a number.",
     ),
     "member 3 of 3": (lambda: make().member(3), "member: expected an index below 3, got 3. Count from 0."),
 }
