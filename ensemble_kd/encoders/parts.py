@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.arguments import number, whole
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.torch_private import view_as_int16
+from ensemble_kd.torch_private import is_vmap_slice, view_as_int16
 
 # Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
 # so that a row with nothing to attend to gives a mean instead of a NaN.
@@ -96,6 +96,53 @@ class SequenceEncoder(nn.Module):
             self.item_embedding.weight[0].zero_()
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:
+    """Return ``F.scaled_dot_product_attention`` of (b, h, l, d); under ``torch.vmap`` one call for all members.
+
+    To torch 2.13 at least, CUDA's fused kernels cannot run under vmap: they refuse a mask that the members share, and
+    the backward pass lacks a statistic, since tensors under vmap say that they require no gradient. So the members are
+    joined with the batch before the kernel is called.
+
+    Args:
+        q: (b, h, queries, d).
+        k: (b, h, keys, d).
+        v: (b, h, keys, d).
+        mask: (b, 1, queries or 1, keys), added to the scores.
+        p: of dropout.
+
+    Examples:
+        >>> q, mask = torch.randn(3, 2, 1, 4, 8), torch.zeros(2, 1, 1, 4)
+        >>> together = torch.vmap(fused_attention, in_dims=(0, 0, 0, None, None))(q, q, q, mask, 0.0)
+        >>> torch.allclose(together[1], fused_attention(q[1], q[1], q[1], mask, 0.0), atol=1e-6)
+        True
+    """
+    if is_vmap_slice(q):
+        return _Joined.apply(q, k, v, mask, p)  # type: ignore[no-any-return, no-untyped-call]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+
+
+class _Joined(torch.autograd.Function):
+    """The way into ``vmap``, where a function sees the tensors of all members; autograd records what it does there."""
+
+    @staticmethod
+    def forward(*_: Any) -> Tensor:
+        """Never run, as ``vmap`` takes its place."""
+        raise NotImplementedError
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Never run, but torch.func asks for it."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """Join members and batch, attend, and part them again."""
+        q, k, v, mask = (
+            (x.expand(info.batch_size, *x.shape) if axis is None else x.movedim(axis, 0)).flatten(0, 1)
+            for x, axis in zip(inputs[:-1], in_dims, strict=False)
+        )
+        return fused_attention(q, k, v, mask, inputs[-1]).unflatten(0, (info.batch_size, -1)), 0
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention softmax(Q Kᵀ / √(d/h) + mask) V, projected (BERT4Rec Sec. 3.3, SASRec Eq. 2)."""
 
@@ -113,7 +160,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         p = self.dropout if self.training else 0.0
         if x.device.type != "cpu":
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype), dropout_p=p)
+            mixed = fused_attention(q, k, v, mask.to(q.dtype), p)
         else:
             # Faster than SDPA here, whose CPU kernel has neither dropout nor a batching rule for vmap. Keys stand on
             # the second to last axis, because a softmax over a last axis shorter than a vector register is slow.
