@@ -1,0 +1,94 @@
+"""A training step on a device: the CPU's values, and nothing that the host has to wait for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.device import cases, simulated
+from tests.device.log import Wait
+
+pytestmark = pytest.mark.device
+
+CASES = [
+    (encoder, objective, classifier, backend)
+    for encoder in cases.ENCODERS
+    for objective in cases.OBJECTIVES
+    for classifier in ("linear", "tied")
+    for backend in ("loop", "vmap")
+    if not (encoder == "GRU4Rec" and backend == "vmap")  # nn.GRU has no batching rule
+    if encoder == "BERT4Rec" or objective in ("next", "next, sampled")
+]
+
+
+def largest_error(found: Tensor, exact: Tensor) -> float:
+    found, exact = (x.detach() for x in (found.cpu(), exact))
+    found, exact = (x.coalesce().to_dense() if x.is_sparse else x for x in (found, exact))
+    return float((found - exact).abs().max() / exact.abs().max().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize(("encoder", "objective", "classifier", "backend"), CASES)
+def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
+    encoder: str, objective: str, classifier: str, backend: str
+) -> None:
+    host = cases.build(encoder, cases.OBJECTIVES[objective], classifier=classifier)
+    ids = cases.batch()
+    for dtype, bound in ((torch.float32, 1e-4), (torch.bfloat16, 6e-2)):
+        with simulated.device() as log:
+            there = cases.build(encoder, cases.OBJECTIVES[objective], classifier=classifier, backend=backend)
+            there.load_state_dict(host.state_dict())
+            there, there_ids = cases.moved(there), ids.to(simulated.NAME)
+            there.objective = recorded = cases.Recorded(there.objective)
+            optimizer = cases.optimizer(there)
+            there.encoder.backend_for(there_ids)  # the first call compares the backends
+            log.clear()
+            losses, grads = cases.step(there, there_ids, optimizer, dtype)
+            assert log.waits == []
+            total, replay = losses.total.cpu(), recorded.on_host()
+        here = copy.deepcopy(host)
+        here.objective = replay
+        expected, exact = cases.step(here, ids, cases.optimizer(here), dtype)
+        assert largest_error(total, expected.total) < bound
+        assert grads.keys() == exact.keys()
+        for name, grad in grads.items():
+            assert largest_error(grad, exact[name]) < bound, name
+
+
+def test_the_device_refuses_tensors_of_two_devices() -> None:
+    with simulated.device(), pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3, device=simulated.NAME) + torch.ones(3)
+
+
+def test_the_device_refuses_the_hosts_generator() -> None:
+    with simulated.device(), pytest.raises(RuntimeError, match="generator"):
+        torch.rand(3, device=simulated.NAME, generator=torch.Generator())
+
+
+def test_the_device_counts_what_the_host_waits_for() -> None:
+    with simulated.device() as log:
+        x = torch.arange(3.0).to(simulated.NAME)
+        assert log.waits.pop() == Wait("copy that blocks", "_to_copy (3,)", "?")
+        bool(x.sum() > 0)
+        x[x > 1]
+        x.nonzero()
+        x.cpu()
+        x[torch.tensor([0])]
+    kinds = ["read by the host", "size by values", "size by values", "read by the host", "copy that blocks"]
+    assert [wait.kind for wait in log.waits] == kinds
+
+
+def test_the_device_refuses_attention_under_vmap_as_cuda_does() -> None:
+    with simulated.device():
+        attend = torch.nn.functional.scaled_dot_product_attention
+        q, mask = torch.ones(2, 1, 1, 4, 8, device=simulated.NAME), torch.zeros(1, 1, 1, 4, device=simulated.NAME)
+        with pytest.raises(RuntimeError, match="attn_bias"):
+            torch.vmap(lambda x: attend(x, x, x, attn_mask=mask))(q)
+
+
+def test_no_accelerator_is_left_behind() -> None:
+    with simulated.device():
+        assert torch.accelerator.device_count() == 1
+    assert torch.accelerator.device_count() == 0
