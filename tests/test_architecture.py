@@ -14,7 +14,7 @@ import ensemble_kd
 from tests.imports import faults, imports, public, reaches, rooms
 
 PACKAGE = Path(ensemble_kd.__file__).parent
-ROOT = PACKAGE.parent
+ROOT = Path(__file__).parents[1]
 
 # A module imports its own room and what rooms of lower levels name. So rooms of one level never import one another.
 LEVELS = """
