@@ -142,6 +142,18 @@ def accelerator_devices() -> tuple[str, range]:
     return "cuda", range(0)
 
 
+def onnx_fixes_recurrent_batches() -> bool:
+    """Return True if ``torch.onnx`` writes the example's batch size into the graph of a recurrent layer.
+
+    Reason: torch 2.6 does so without a word, and such a graph fails on batches of any other size.
+
+    Examples:
+        >>> onnx_fixes_recurrent_batches() == torch.__version__.startswith("2.6.")
+        True
+    """
+    return torch.__version__ < "2.7"  # no string: it compares as a version
+
+
 _fast_path_lock = threading.Lock()
 _fast_path_blocks = 0  # blocks that run now, in all threads
 _fast_path_before = True

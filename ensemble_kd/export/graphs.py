@@ -17,6 +17,7 @@ from ensemble_kd.arguments import whole
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
 from ensemble_kd.files import replacing
+from ensemble_kd.torch_private import onnx_fixes_recurrent_batches
 
 EXAMPLE = (2, 3)  # of batch and length: neither 0 nor 1, which exporters take for constants
 
@@ -105,10 +106,14 @@ def to_onnx(model: EnsembleKD, path: str | PathLike[str], *, k: int | None = Non
     """Write the ensemble as an ONNX file: input ``item_ids``, output ``scores``, or ``scores`` and ``items`` with k.
 
     Raises:
-        EnsembleKDError: as ``to_program``; onnx or onnxscript is not installed; the file cannot be written.
+        EnsembleKDError: as ``to_program``; onnx or onnxscript is not installed; the file cannot be written; the encoder
+            has recurrent layers, and torch is 2.6, which would export them for one batch size.
     """
     for module in ("onnx", "onnxscript"):
         import_extra(module, extra="export", where="to_onnx")
+    if onnx_fixes_recurrent_batches() and any(isinstance(m, nn.RNNBase) for m in model.encoder.member(0).modules()):
+        fix = "Install a newer torch: this one exports nn.GRU, nn.LSTM and nn.RNN for one batch size."
+        raise EnsembleKDError("to_onnx", "torch 2.7 or newer", torch.__version__, fix)
     outputs = ["scores"] if k is None else ["scores", "items"]
     exported = to_program(model, k=k)
     with warnings.catch_warnings():
