@@ -91,16 +91,17 @@ def test_evaluation_is_undisturbed_by_training_and_training_by_evaluation() -> N
     assert torch.equal(torch.stack(losses), torch.stack(expected))
 
 
-def on_copies(stacked: StackedModule, threads: int = 1) -> list[Tensor]:
+def on_copies(stacked: StackedModule, threads: int = 1, run: Callable[[], Tensor] | None = None) -> list[Tensor]:
     """Outputs of threads that ask while the members are in use, each from a copy of its own, which stays."""
-    while True:
+    for _ in range(50):
         with ThreadPoolExecutor(threads) as pool:
             with stacked.undisturbed():
-                asked = [pool.submit(lambda: stacked(IDS, training=False)) for _ in range(threads)]
+                asked = [pool.submit(run or (lambda: stacked(IDS, training=False))) for _ in range(threads)]
                 time.sleep(0.05)
             outputs = [one.result() for one in asked]
         if len(stacked._templates._spare) == threads:
             return outputs
+    raise AssertionError("no copies were made")
 
 
 class Meeting(Small):
@@ -111,7 +112,7 @@ class Meeting(Small):
     def forward(self, item_ids: Tensor) -> Tensor:
         hidden = super().forward(item_ids)
         if not self.training and self.barrier is not None:
-            self.barrier.wait(timeout=30)
+            self.barrier.wait(timeout=10)
         assert self.last is hidden, "another thread's result"
         return hidden
 
@@ -146,6 +147,31 @@ def test_copies_know_what_training_left_in_attributes() -> None:
         assert_close(copied, once * steps)
         assert torch.equal(stacked(IDS, training=False), copied)
         stacked(IDS)
+
+
+def test_copies_of_before_are_never_used_again() -> None:
+    """Whatever may have changed the members; a copy that is in use meanwhile is not kept either."""
+    stacked = stack()
+    changes: list[Callable[[], object]] = [lambda: stacked(IDS), stacked.double, stacked.eval]
+    for change in changes:
+        stacked.train()
+        on_copies(stacked)
+        took, done = threading.Event(), threading.Event()
+
+        def borrow(took: threading.Event = took, done: threading.Event = done) -> None:
+            with stacked._templates.lend(training=False) as lent:
+                assert lent is not stacked._templates.members
+                took.set()
+                done.wait(10)
+
+        with ThreadPoolExecutor(1) as pool:
+            with stacked._templates.lend(training=False):
+                borrowing = pool.submit(borrow)
+                took.wait(10)
+            change()
+            done.set()
+            borrowing.result()
+        assert stacked._templates._spare == []
 
 
 def test_copies_follow_the_members_to_another_type() -> None:
@@ -193,18 +219,13 @@ def test_a_copy_made_in_inference_mode_takes_part_in_a_gradient() -> None:
     stacked = stack(Scaled).eval()
     stacked(IDS)
 
-    def asks() -> None:
+    def evaluate() -> Tensor:
         with torch.inference_mode():
-            stacked(IDS)
+            return stacked(IDS)
 
-    with ThreadPoolExecutor(1) as pool:
-        while not stacked._templates._spare:
-            with stacked.undisturbed():
-                asked = pool.submit(asks)
-                time.sleep(0.05)
-            asked.result()
-        with stacked._templates.lend(training=True):  # so that the other thread takes the copy
-            pool.submit(lambda: stacked(IDS).sum().backward()).result()
+    on_copies(stacked, run=evaluate)
+    with ThreadPoolExecutor(1) as pool, stacked._templates.lend(training=False):  # the other thread takes the copy
+        pool.submit(lambda: stacked(IDS).sum().backward()).result()
     assert all(p.grad is not None for p in stacked.parameters())
 
 
