@@ -76,7 +76,8 @@ class Templates:
         In training, the parts that a member keeps in evaluation mode stay so.
         """
         if torch.compiler.is_compiling():  # a lock cannot be traced
-            yield self.members
+            with _in_mode(self.members, training):
+                yield self.members
             return
         at_once = self._lock.acquire(blocking=training)
         copies = None if at_once else self._take_copies()

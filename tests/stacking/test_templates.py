@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -328,6 +329,10 @@ def test_embeddings_whose_weight_is_computed_are_looked_up_as_ever() -> None:
     assert all(p.grad is not None and not p.grad.is_sparse for p in stacked.parameters())
 
 
-def test_a_compiler_traces_the_loop_whole() -> None:
-    stacked = stack().eval()
-    assert_close(torch.compile(stacked, backend="eager", fullgraph=True)(IDS), stacked(IDS))
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiler_traces_the_loop_whole_in_the_mode_of_the_call(training: bool) -> None:
+    stacked = stack().train(training)
+    compiled = torch.compile(partial(stacked, training=False), backend="eager", fullgraph=not training)
+    assert_close(compiled(IDS), stacked(IDS, training=False))
+    assert stacked.training == training
+    assert all(m.training == training for i in range(N) for m in stacked.member(i).modules())
