@@ -143,7 +143,8 @@ class Constant(nn.Module):
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_a_scorer_that_knows_nothing_is_last(value: float) -> None:
-    model = EnsembleKD.from_members([Constant(value), Constant(value)], num_items=V)
+    model = EnsembleKD.from_members([Constant(0.0), Constant(0.0)], num_items=V)
+    torch.nn.init.constant_(dict(model.encoder.named_parameters())["weight"], value)
     report = evaluate(model, DATA, "test", exclude="none")
     assert (report.ranks["ensemble"] == V - 1).all()
     assert report.rows["ensemble"]["NDCG@10"] == 0

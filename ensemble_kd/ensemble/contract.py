@@ -17,6 +17,8 @@ from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import StackedModule
 
+LEAK = 1e-3  # relative change of earlier states by a later item; rounding is far below, a leak far above
+
 
 class Attributes(Protocol):
     """The attributes of each item; ``ensemble_kd.data.ItemAttributes`` is one."""
@@ -143,16 +145,7 @@ def probe(encoder: StackedModule, *, max_len: int | None, highest: int) -> Tenso
     ids = torch.ones(2, min(max_len or 4, 4), dtype=torch.long)
     ids[1, -1] = highest
     ids = ids.to(next(encoder.parameters(), ids).device)
-    with torch.no_grad(), encoder.undisturbed():
-        encoder.eval()
-        try:
-            out = encoder.call_member(0, ids)
-        except EnsembleKDError:
-            raise
-        except Exception as error:
-            expected = f"a module that reads item_ids {tuple(ids.shape)} with ids up to {highest}"
-            fix = "Its embedding needs V + 2 rows: padding, the items 1..V, the mask token. Call it by itself first."
-            raise EnsembleKDError("encoder", expected, first_line(error), fix) from error
+    out = _evaluated(encoder, ids, highest)
     fix = "Return hidden states (b, l, d), or (b, d) for the newest position alone."
     if not isinstance(out, Tensor):
         raise EnsembleKDError("encoder output", "a tensor", type(out).__name__, fix)
@@ -164,7 +157,61 @@ def probe(encoder: StackedModule, *, max_len: int | None, highest: int) -> Tenso
     if out.is_meta:
         fix = "Look parameters up by their names in forward; a reference kept elsewhere is never trained."
         raise EnsembleKDError("encoder output", "hidden states made of registered parameters", "others", fix)
+    if not bool(out[..., -1, :].isfinite().all()):  # the newest position is no padding
+        fix = "Return hidden states, before any classifier: scores with -inf are not. Call the encoder by itself first."
+        raise EnsembleKDError("encoder output", "finite hidden states", "inf or nan", fix)
     return out
+
+
+def check_not_scores(encoder: StackedModule, *, d: int, num_items: int) -> None:
+    """Refuse an encoder whose output has a column per item, but whose item tables have not: it returns logits.
+
+    Raises:
+        EnsembleKDError: d is v + 1 or v + 2, and no table of so many rows is d wide.
+    """
+    widths = {p.shape[2] for p in encoder.parameters() if p.ndim == 3 and p.shape[1] > num_items}
+    if d in (num_items + 1, num_items + 2) and widths and d not in widths:
+        fix = "Return the states before the item classifier: EnsembleKD has one of its own."
+        got = f"d = {d}, a column per item: logits, it seems"
+        raise EnsembleKDError("encoder output", "hidden states (b, l, d)", got, fix)
+
+
+def check_causal(encoder: StackedModule, *, max_len: int | None, num_items: int) -> None:
+    """Refuse an encoder whose earlier hidden states depend on a later item, since next-item targets would leak.
+
+    Raises:
+        EnsembleKDError: with the size of the change.
+    """
+    if num_items < 2 or (max_len is not None and max_len < 2):
+        return
+    length = min(max_len or 4, 4)
+    ids = (torch.arange(2 * length).view(2, length) % num_items) + 1
+    ids = ids.to(next(encoder.parameters(), ids).device)
+    changed = ids.clone()
+    changed[:, -1] = changed[:, -1] % num_items + 1
+    before, after = (_evaluated(encoder, each, num_items)[:, :-1].detach().double() for each in (ids, changed))
+    change = float((after - before).abs().max() / before.abs().max().clamp(min=1e-6))
+    if change > LEAK:
+        expected, got = "an encoder whose states depend on no later item", f"a change of earlier ones by {change:.1%}"
+        fix = "The target of a position is the item after it. Mask later items, or train with objective=MaskedItem()."
+        raise EnsembleKDError("NextItem", expected, got, fix)
+
+
+def _evaluated(encoder: StackedModule, ids: Tensor, highest: int) -> Any:
+    """Return member 0's output in evaluation mode, under a seed of its own.
+
+    Raises:
+        EnsembleKDError: the encoder fails.
+    """
+    with torch.no_grad(), encoder.undisturbed():
+        try:
+            return encoder.call_member(0, ids, training=False)
+        except EnsembleKDError:
+            raise
+        except Exception as error:
+            expected = f"a module that reads item_ids {tuple(ids.shape)} with ids up to {highest}"
+            fix = "Its embedding needs V + 2 rows: padding, the items 1..V, the mask token. Call it by itself first."
+            raise EnsembleKDError("encoder", expected, first_line(error), fix) from error
 
 
 def check_output(out: Tensor, item_ids: Tensor, *, newest_only: bool) -> None:

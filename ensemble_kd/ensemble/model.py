@@ -14,7 +14,9 @@ from ensemble_kd.distributed import Place
 from ensemble_kd.ensemble.contract import (
     Attributes,
     check_attributes,
+    check_causal,
     check_ids,
+    check_not_scores,
     check_objective,
     check_tie,
     probe,
@@ -135,6 +137,9 @@ class EnsembleKD(Scoring):
         default: Objective = MaskedItem() if reads_ahead else NextItem()
         self.objective = default if objective is None else objective
         check_objective(self.objective, num_items=self.num_items, newest_only=self.newest_only)
+        check_not_scores(self.encoder, d=self.hidden_size, num_items=self.num_items)
+        if self.objective.needs_causal and not self.newest_only:
+            check_causal(self.encoder, max_len=self.max_len, num_items=self.num_items)
         if not self.objective.views_are_unmasked:
             probe(self.encoder, max_len=self.max_len, highest=self.mask_token)
         check_attributes(item_attributes, self.num_items)

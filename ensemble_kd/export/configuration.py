@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, terms_by_name
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    Loss,
+    terms_by_name,
+)
 from ensemble_kd.objectives import MaskedItem, NextItem, Objective
 
 FORMAT = 1

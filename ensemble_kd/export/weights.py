@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from ensemble_kd.ensemble import Attributes, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
-from ensemble_kd.export.configuration import check_encoder_settings, from_json, losses_of, objective_of, to_json
+from ensemble_kd.export.configuration import (
+    check_encoder_settings,
+    from_json,
+    losses_of,
+    objective_of,
+    to_json,
+)
 from ensemble_kd.files import replacing
 from ensemble_kd.objectives import Objective
 

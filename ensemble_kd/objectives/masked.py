@@ -49,6 +49,7 @@ class MaskedItem:
     views_are_unmasked: ClassVar[bool] = False
     min_items: ClassVar[int] = 1
     needs_states: ClassVar[bool] = True
+    needs_causal: ClassVar[bool] = False
     query_columns: ClassVar[int] = 1  # the [mask]
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ class NextItem:
     name: ClassVar[str] = "nip"
     min_items: ClassVar[int] = 2  # the newest is a target and no input
     needs_states: ClassVar[bool] = False
+    needs_causal: ClassVar[bool] = True
     query_columns: ClassVar[int] = 0
 
     def __post_init__(self) -> None:

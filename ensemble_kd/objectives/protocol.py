@@ -65,6 +65,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def needs_causal(self) -> bool:
+        """True if a later item is a target at an earlier position, so that no state may depend on later items."""
+        ...
+
+    @property
     def query_columns(self) -> int:
         """The number of columns that ``query`` adds to a sequence."""
         ...

@@ -136,6 +136,7 @@ def causality(subject: Subject) -> str:
     error = difference(subject.call(changed)[:, :-1], subject.call(items)[:, :-1])
     if subject.causal:
         if error > subject.tolerance:
+            subject.leaks = True
             raise WrongError(
                 f"causal is True, but a later item changes earlier hidden states by {error:.1%}: the target "
                 "leaks. Mask what comes after each position."

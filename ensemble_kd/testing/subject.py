@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.ensemble import EnsembleKD, size_of
-from ensemble_kd.objectives import NextItem
+from ensemble_kd.objectives import MaskedItem, NextItem
 from ensemble_kd.seeding import seeded
 from ensemble_kd.stacking import StackedModule, build_members, duplicate
 
@@ -29,6 +29,7 @@ class Subject:
     device: torch.device
     tolerance: float  # of a relative difference of outputs
     repeats: bool  # two calls in evaluation give the same
+    leaks: bool = False  # causal is True, and a later item changes earlier states
     newest_only = False  # the output is (b, d)
     masks = False  # the encoder accepts the mask token
 
@@ -103,7 +104,7 @@ class Subject:
         return EnsembleKD.from_members(
             self.members,
             num_items=self.num_items,
-            objective=None if self.masks else NextItem(),
+            objective=MaskedItem() if self.leaks else None if self.masks else NextItem(),
             max_len=self.max_len,
             seed=self.seed,
             backend="loop",

@@ -25,11 +25,7 @@ from ensemble_kd.distributed import (
 )
 from ensemble_kd.ensemble import EnsembleKD, ItemLoss
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.evaluation import (
-    Evaluation,
-    autocast,
-    evaluate,
-)
+from ensemble_kd.evaluation import Evaluation, autocast, evaluate
 from ensemble_kd.seeding import random_state, set_random_state
 from ensemble_kd.training import state as checkpoints
 from ensemble_kd.training.fingerprint import check_same_run, run_fingerprint

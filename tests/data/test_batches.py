@@ -10,10 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ensemble_kd.data import (
-    BatchPlan,
-    synthetic,
-)
+from ensemble_kd.data import BatchPlan, synthetic
 from ensemble_kd.errors import EnsembleKDError
 
 quick = settings(deadline=None, max_examples=60)

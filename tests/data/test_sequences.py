@@ -10,11 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_kd.data import (
-    ItemAttributes,
-    SequenceData,
-    Split,
-)
+from ensemble_kd.data import ItemAttributes, SequenceData, Split
 from ensemble_kd.errors import EnsembleKDError
 
 quick = settings(deadline=None, max_examples=60)

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ensemble_kd.data import (
-    synthetic,
-)
+from ensemble_kd.data import synthetic
 from ensemble_kd.data.synthetic import draw_process
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks

@@ -736,3 +736,32 @@ def test_rows_by_length_work_for_the_newest_position_alone() -> None:
     ids = IDS[1:2].repeat(4, 1)
     one, other = (model.loss(ids, by_length=by_length).total for by_length in (False, True))
     torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
+
+
+def test_next_items_are_not_asked_of_an_encoder_that_has_seen_them() -> None:
+    with pytest.raises(EnsembleKDError, match="NextItem: expected an encoder whose states depend on no later item"):
+        EnsembleKD(lambda: BERT4Rec(V, d_model=4, max_len=5), objective=NextItem())
+    assert EnsembleKD(lambda: BERT4Rec(V, d_model=4, max_len=5)).objective == MaskedItem()
+
+
+class Scores(Rows):
+    """Returns logits for hidden states, as many models do."""
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return super().forward(item_ids) @ self.item_embedding.weight[:-1].T
+
+
+def test_scores_are_not_taken_for_hidden_states() -> None:
+    with pytest.raises(EnsembleKDError, match=r"got d = 13, a column per item: logits, it seems. Return the states"):
+        EnsembleKD(Scores)
+    trained = make()
+    with pytest.raises(EnsembleKDError, match="expected finite hidden states, got inf or nan"):
+        EnsembleKD.from_members([trained.member(0), trained.member(1)])
+
+
+def test_an_objective_that_lacks_a_part_is_told_which() -> None:
+    class Half:
+        def draw(self) -> None: ...
+
+    with pytest.raises(EnsembleKDError, match="objective: expected all members of an Objective, got none of min_items"):
+        EnsembleKD(Rows, objective=Half())  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from ensemble_kd import (
     NextItem,
 )
 from ensemble_kd.data import ItemAttributes
-from ensemble_kd.encoders import BERT4Rec
+from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.ensemble import step as training_step
 from ensemble_kd.objectives import mask_positions, positions
 from tests.spec import reference
@@ -107,8 +107,9 @@ def test_the_path_of_accelerators_gives_the_same_losses(
     objective: MaskedItem | NextItem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attributes = ItemAttributes.from_dict({i: [1 + i % 3] for i in range(1, V, 2)}, V)
+    kind = BERT4Rec if isinstance(objective, MaskedItem) else SASRec
     model = EnsembleKD(
-        lambda: BERT4Rec(V, d_model=8, num_heads=2, max_len=20, dropout=0.0),
+        lambda: kind(V, d_model=8, num_heads=2, max_len=20, dropout=0.0),
         n=2,
         objective=objective,
         losses=AP() + 0.1 * (ICL() + CCL()) + KD(),

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_kd import (
-    EnsembleKD,
-)
+from ensemble_kd import EnsembleKD
 from ensemble_kd.training import FitResult
 from tests.training.runs import (
     sasrec,

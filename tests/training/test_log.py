@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ensemble_kd import (
-    AP,
-    Step,
-)
+from ensemble_kd import AP, Step
 from ensemble_kd.training import Ramp, StepDecay
 from tests.training.runs import (
     STEPS,

@@ -7,9 +7,7 @@ import math
 
 import pytest
 
-from ensemble_kd import (
-    EnsembleKDError,
-)
+from ensemble_kd import EnsembleKDError
 from ensemble_kd.training import Cosine, Ramp, StepDecay
 
 
