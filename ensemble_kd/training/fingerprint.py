@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss, fingerprint
+from ensemble_kd.ensemble import EnsembleKD, fingerprint
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.training.settings import SAMPLES, Settings
 
@@ -15,7 +15,7 @@ COMPARED = ("lr", "weight_decay", "max_grad_norm", "batch_size", "seed", "window
 
 
 def run_fingerprint(
-    settings: Settings, model: EnsembleKD, data: AnySequences, window: int, place: Place, item_loss: ItemLoss
+    settings: Settings, model: EnsembleKD, data: AnySequences, window: int, place: Place
 ) -> dict[str, str]:
     """Return by name what must be the same for a run to go on; schedules are compared by their ``shares``."""
     return {
@@ -24,7 +24,7 @@ def run_fingerprint(
         "by_length": repr(bool(settings.by_length)),
         "data": f"{data!r} with checksum {data.checksum}",
         **({"processes": str(place)} if place.size > 1 else {}),
-        **item_loss.fingerprint(),
+        **settings.loss.fingerprint(),
         **fingerprint(model),
     }
 

@@ -37,8 +37,9 @@ def fit(
     batch_size: int = 128,
     lr: float = 2e-3,
     weight_decay: float = 0.0,
-    schedule: Schedule | None = None,
+    schedule: Schedule = Cosine(warmup=0.5),
     transfer: Schedule | None = None,
+    loss: ItemLoss = Mutual(),
     max_grad_norm: float | None = 5.0,
     window: int | None = None,
     window_step: int = 1,
@@ -48,12 +49,12 @@ def fit(
     patience: int | None = None,
     output_dir: str | PathLike[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     checkpoint_every_s: float = 120.0,
     log_every: int = 50,
     callback: Callback | None = None,
     progress: bool = True,
     seed: int = 0,
-    loss: ItemLoss | None = None,
 ) -> FitResult:
     """Train with Adam, validate after every epoch, and leave the weights of the best epoch (NDCG@10) in the model.
 
@@ -114,31 +115,11 @@ def fit(
         >>> result.best_epoch, list(result.best)
         (0, ['member 0', 'member 1', 'ensemble'])
     """
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        schedule=schedule if schedule is not None else Cosine(warmup=0.5),
-        transfer=transfer,
-        max_grad_norm=max_grad_norm,
-        window=window,
-        window_step=window_step,
-        by_length=by_length,
-        precision=precision,
-        exclude=exclude,
-        patience=patience,
-        output_dir=output_dir,
-        resume=resume,
-        checkpoint_every_s=checkpoint_every_s,
-        log_every=log_every,
-        callback=callback,
-        progress=progress,
-        seed=seed,
-    )
+    given = locals()
+    settings = Settings(**{name: value for name, value in given.items() if name not in ("model", "data")})
     # Where there are several processes, the rows of a batch are spread over all of them.
     place = model.place if model.place.size > 1 else Place.world()
-    run, training = Run(model, data, settings, place, Mutual() if loss is None else loss), model.training
+    run, training = Run(model, data, settings, place), model.training
     try:
         with seeded(seed if place.is_first else member_seed(seed, place.rank, stream=3)):
             run.train()

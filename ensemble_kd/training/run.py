@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ensemble_kd.data import AnySequences, BatchPlan, BlockPlan
+from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import (
     Place,
     SpreadLoss,
@@ -21,46 +19,32 @@ from ensemble_kd.distributed import (
     own_moments,
     own_shards,
     own_states,
-    whole,
 )
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss
+from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, autocast, evaluate
 from ensemble_kd.seeding import random_state, set_random_state
 from ensemble_kd.training import state as checkpoints
 from ensemble_kd.training.fingerprint import check_same_run, run_fingerprint
+from ensemble_kd.training.finite import check_terms, check_weights
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.log import Means, RunLog
 from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.settings import Settings
+from ensemble_kd.training.windows import Windows
 
 METRIC = "NDCG@10"
-WINDOW = 50  # the longest training window where none is given
 
 
 class Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
-    def __init__(
-        self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place, item_loss: ItemLoss
-    ) -> None:
+    def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place) -> None:
         self.model, self.data, self.settings, self.device = model, data, settings, model.device
-        self.place, self.item_loss = place, item_loss
-        if data.num_items != model.num_items:
-            fix = "Build the model with num_items=data.num_items."
-            raise EnsembleKDError("fit", f"data of {model.num_items} items, as the model", data.num_items, fix)
-        window = _window(model, settings.window)
-        windows = data.train_windows(window, settings.window_step, min_len=model.objective.min_items)
-        self.windows = windows.to(self.device) if isinstance(windows, Tensor) else windows
-        least = max(2, place.data_size)
-        if len(self.windows) < least:
-            fix = "Use more data, or a longer history a user."
-            raise EnsembleKDError("fit", f"at least {least} training windows", len(self.windows), fix)
-        if settings.batch_size < self.place.data_size:
-            fix = "Every process needs a row: use a larger batch, or fewer processes."
-            raise EnsembleKDError("fit", f"batch_size >= {self.place.data_size}", settings.batch_size, fix)
+        self.place = place
+        self.windows = Windows(model, data, settings, place)
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
-        told = gather_objects(run_fingerprint(settings, model, data, window, place, item_loss), place)
+        told = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
         self.fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss = SpreadLoss(model, place, tables=model.sparse_tables(), constant=["attribute_table"])
@@ -100,7 +84,7 @@ class Run:
 
     def _one_epoch(self) -> None:
         s = self.settings
-        plan = self._plan()
+        plan = self.windows.plan(self.epoch)
         self.log.start_bar(len(plan), self.batch, f"epoch {self.epoch + 1}/{s.epochs}")
         self.started, first = time.monotonic(), self.batch
         self.model.train()
@@ -124,18 +108,11 @@ class Run:
                 self._save()
         self.log.stop_bar()
         self._take_means()
-        self._check_weights()
+        check_weights(self.model.state_dict(), self.step)
         self.train_s += time.monotonic() - self.started
         self.started = time.monotonic()
         found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision, place=self.place)
         self._finish_epoch(found, time.monotonic() - self.started)
-
-    def _plan(self) -> BatchPlan | BlockPlan:
-        s, part = self.settings, (self.place.data_rank, self.place.data_size)
-        if not isinstance(self.windows, Tensor):
-            return BlockPlan(self.windows, s.batch_size, s.seed, self.epoch, part=part)
-        least = max(2, self.place.data_size)  # every process has a row of every batch
-        return BatchPlan(self.windows, s.batch_size, s.seed, self.epoch, at_least=least, part=part)
 
     def _one_step(self, batch: Tensor, share: float) -> None:
         with autocast(self.device, self.settings.precision):
@@ -144,12 +121,12 @@ class Run:
                 validate=False,
                 by_length=self.settings.by_length,
                 place=self.place,
-                item_loss=self.item_loss,
+                item_loss=self.settings.loss,
                 share=share,
             )
         self.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
-            self._check_finite(loss.terms, f"step {self.step + 1}")
+            check_terms(loss.terms, f"step {self.step + 1}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.loss.finish()
@@ -158,25 +135,12 @@ class Run:
             if self.device.type == "cpu":
                 norms = gather_members(norms, self.place)
                 told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
-                self._check_finite(told, f"step {self.step + 1}")
+                check_terms(told, f"step {self.step + 1}")
         self.optimizer.step()
-
-    def _check_finite(self, terms: Mapping[str, Tensor], when: str) -> None:
-        for name, value in terms.items():
-            if not bool(torch.isfinite(value)):
-                fix = "Lower lr, raise the temperature or set max_grad_norm; the last good checkpoint was kept."
-                raise EnsembleKDError(f"fit: {when}, term {name!r}", "a finite value", str(float(value)), fix)
-
-    def _check_weights(self) -> None:
-        """Keep weights that are lost out of checkpoints; one step's gradient can spoil them under a finite loss."""
-        for name, tensor in self.model.state_dict().items():
-            if tensor.is_floating_point() and not bool(whole(torch.isfinite(tensor).all())):
-                fix = "Lower lr or set max_grad_norm; the last good checkpoint was kept."
-                raise EnsembleKDError(f"fit: step {self.step}, weights {name!r}", "finite weights", "inf or nan", fix)
 
     def _take_means(self) -> dict[str, float]:
         """Means since the last entry, which then count in the epoch's."""
-        self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
+        check_terms(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
         means = self.recent.values()
         self.whole.add(self.recent.sums, self.recent.steps)
         self.recent = Means()
@@ -207,8 +171,8 @@ class Run:
     def _save(self) -> None:
         if self.folder is None:
             return
-        self._check_finite(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
-        self._check_weights()
+        check_terms(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
+        check_weights(self.model.state_dict(), self.step)
         random = gather_objects(random_state(), self.place)
         weights = gather_states(self.model.state_dict(), self.place)
         optimizer = gather_states(self.optimizer.state_dict(), self.place)
@@ -278,14 +242,3 @@ class Run:
     def _own_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         own = own_states(state, self.place)
         return own_shards(own, self.model.state_dict()) if self.place.sharded else own
-
-
-def _window(model: EnsembleKD, window: int | None) -> int:
-    """Return the window's length: what the encoder reads, and the items after it that are targets only."""
-    more = model.objective.min_items - 1
-    if window is None:
-        return min(model.max_len or WINDOW, WINDOW) + more
-    if model.max_len is not None and window > model.max_len + more:
-        fix = "Use a shorter window, or an encoder with a larger max_len."
-        raise EnsembleKDError("fit", f"window <= {model.max_len + more}, which the encoder can read", window, fix)
-    return window

@@ -6,34 +6,26 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, get_args
 
+from ensemble_kd.arguments import choice, number, whole
+from ensemble_kd.ensemble import ItemLoss
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
 from ensemble_kd.training.schedules import Schedule
 
 Callback = Callable[[Mapping[str, Any]], None]
-SAMPLES = 4  # of the schedule, in an epoch
+SAMPLES = 4  # of a schedule, per epoch
+MOST_EPOCHS = 1_000_000  # a schedule is sampled over all of them
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of ``fit`` beside the model and the data; see there.
+    """The keyword arguments of ``fit``, by the same names; see there.
 
     Raises:
         EnsembleKDError: a value that cannot be used, before anything is trained or written.
-
-    Examples:
-        >>> from ensemble_kd.training import StepDecay
-        >>> Settings(
-        ...     epochs=0, batch_size=8, lr=1e-3, weight_decay=0.0, schedule=StepDecay(), transfer=None,
-        ...     max_grad_norm=None, window=None, window_step=1, by_length=True, precision="float32", exclude="history",
-        ...     patience=None, output_dir=None, resume=False, checkpoint_every_s=0.0, log_every=1, callback=None,
-        ...     progress=False, seed=0,
-        ... )
-        Traceback (most recent call last):
-            ...
-        ensemble_kd.errors.EnsembleKDError: fit: expected epochs, a whole number >= 1, got 0. Pass such a number.
     """
 
     epochs: int
@@ -42,6 +34,7 @@ class Settings:
     weight_decay: float
     schedule: Schedule
     transfer: Schedule | None
+    loss: ItemLoss
     max_grad_norm: float | None
     window: int | None
     window_step: int
@@ -51,6 +44,7 @@ class Settings:
     patience: int | None
     output_dir: str | PathLike[str] | None
     resume: bool
+    overwrite: bool
     checkpoint_every_s: float
     log_every: int
     callback: Callback | None
@@ -58,26 +52,24 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "window_step", "log_every"):
-            _whole(name, getattr(self, name), least=1)
-        _whole("seed", self.seed, least=0)
-        for name in ("window", "patience"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least=1)
-        _number("lr", self.lr, above_zero=True)
-        _number("weight_decay", self.weight_decay)
-        _number("checkpoint_every_s", self.checkpoint_every_s, most=math.inf)
+        self._set("epochs", whole("fit", "epochs", self.epochs, least=1, most=MOST_EPOCHS))
+        self._set("seed", whole("fit", "seed", self.seed, least=0, most=2**63 - 1))
+        for name in ("batch_size", "window_step", "log_every", "window", "patience"):
+            value = getattr(self, name)
+            if value is not None or name not in ("window", "patience"):
+                self._set(name, whole("fit", name, value, least=1))
+        self._set("lr", number("fit", "lr", self.lr, above=0))
+        self._set("weight_decay", number("fit", "weight_decay", self.weight_decay, least=0))
+        every = number("fit", "checkpoint_every_s", self.checkpoint_every_s, least=0, most=math.inf)
+        self._set("checkpoint_every_s", every)
         if self.max_grad_norm is not None:
-            _number("max_grad_norm", self.max_grad_norm, above_zero=True, most=math.inf)
-        for name in ("lr", "weight_decay", "max_grad_norm"):
-            if getattr(self, name) is not None:  # a NumPy number is a float, but no checkpoint may hold one
-                object.__setattr__(self, name, float(getattr(self, name)))
-        for name, choices in (("precision", get_args(Precision)), ("exclude", get_args(Exclude))):
-            if getattr(self, name) not in choices:
-                expected = f"{name} " + " or ".join(map(repr, choices))
-                raise EnsembleKDError("fit", expected, repr(getattr(self, name)), "Choose one of these.")
-        if self.resume and self.output_dir is None:
-            raise EnsembleKDError("fit", "output_dir with resume=True", "None", "Say where the checkpoint is.")
+            self._set("max_grad_norm", number("fit", "max_grad_norm", self.max_grad_norm, above=0, most=math.inf))
+        choice("fit", "precision", self.precision, get_args(Precision))
+        choice("fit", "exclude", self.exclude, get_args(Exclude))
+        for name in ("by_length", "resume", "overwrite", "progress"):
+            choice("fit", name, getattr(self, name), (True, False))
+        self._check_functions()
+        self._check_folder()
         for schedule in (self.schedule, self.transfer):
             self._shares(schedule)
 
@@ -86,22 +78,38 @@ class Settings:
         pairs = zip(self._shares(self.schedule), self._shares(self.transfer), strict=True)
         return [share for pair in pairs for share in pair]
 
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_functions(self) -> None:
+        for name in ("schedule", "transfer", "callback", "loss"):
+            value = getattr(self, name)
+            if not callable(value) and not (value is None and name in ("transfer", "callback")):
+                kind = "an ItemLoss" if name == "loss" else "a function"
+                raise EnsembleKDError("fit", f"{name}, {kind}", repr(value), "Pass one, or leave the argument out.")
+        if not (hasattr(self.loss, "fingerprint") and hasattr(self.loss, "further")):
+            fix = "Subclass ensemble_kd.ensemble.ItemLoss."
+            raise EnsembleKDError("fit", "loss, an ItemLoss", repr(self.loss), fix)
+
+    def _check_folder(self) -> None:
+        if self.output_dir is not None and not isinstance(self.output_dir, str | PathLike):
+            raise EnsembleKDError("fit", "output_dir, a path", repr(self.output_dir), "Pass a string or a Path.")
+        if self.output_dir is not None and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            fix = "Choose another output_dir."
+            raise EnsembleKDError("fit", "output_dir, a folder", f"the file {self.output_dir}", fix)
+        if self.resume and self.output_dir is None:
+            raise EnsembleKDError("fit", "output_dir with resume=True", "None", "Say where the checkpoint is.")
+        if self.resume and self.overwrite:
+            fix = "resume=True goes on with the run in output_dir, overwrite=True replaces it."
+            raise EnsembleKDError("fit", "resume or overwrite", "both", fix)
+
     def _shares(self, schedule: Schedule | None) -> list[float]:
-        shares = [1.0 if schedule is None else schedule(i / SAMPLES, self.epochs) for i in range(SAMPLES * self.epochs)]
-        for i, share in enumerate(shares):
-            if not (math.isfinite(share) and share >= 0):
-                expected = "a schedule of finite shares >= 0"
-                raise EnsembleKDError("fit", expected, f"{share!r} at epoch {i / SAMPLES}", "Correct the schedule.")
-        return [float(share) for share in shares]
+        return [1.0 if schedule is None else self._share(schedule, i) for i in range(SAMPLES * self.epochs)]
 
-
-def _whole(name: str, value: object, *, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise EnsembleKDError("fit", f"{name}, a whole number >= {least}", repr(value), "Pass such a number.")
-
-
-def _number(name: str, value: object, *, above_zero: bool = False, most: float = 1e300) -> None:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not 0 <= value <= most or (above_zero and value == 0):  # type: ignore[operator]
-        sign = ">" if above_zero else ">="
-        raise EnsembleKDError("fit", f"{name}, a finite number {sign} 0", repr(value), "Pass such a number.")
+    def _share(self, schedule: Schedule, sample: int) -> float:
+        share = schedule(sample / SAMPLES, self.epochs)
+        try:
+            return number("fit", "a share", share, least=0)
+        except EnsembleKDError:
+            got, fix = f"{share!r} at epoch {sample / SAMPLES}", "Correct the schedule."
+            raise EnsembleKDError("fit", "a schedule of finite shares >= 0", got, fix) from None
