@@ -148,7 +148,8 @@ def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> No
     model = ensemble(args, data, encoder, objective)
     started = time.monotonic()
     options = fit_options(args, objective)
-    result = fit(model, data, **options, output_dir=args.output, resume=args.resume or restarted())
+    resume = args.resume or restarted()
+    result = fit(model, data, **options, output_dir=args.output, resume=resume, overwrite=not resume)
     minutes = (time.monotonic() - started) / 60
     report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
     if model.place.is_first:

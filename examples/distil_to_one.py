@@ -61,11 +61,11 @@ if __name__ == "__main__":
 
     options, resume = fit_options(args, objective), args.resume
     teacher = ensemble(args, data, factory, objective)
-    fit(teacher, data, **options, output_dir=args.output / "ensemble", resume=resume)
+    fit(teacher, data, **options, output_dir=args.output / "ensemble", resume=resume, overwrite=not resume)
 
     members, args.n = args.n, 1
     alone = ensemble(args, data, factory, objective)
-    fit(alone, data, **options, output_dir=args.output / "alone", resume=resume)
+    fit(alone, data, **options, output_dir=args.output / "alone", resume=resume, overwrite=not resume)
 
     kd = args.student_kd * KD(temperature=args.student_kd_temperature)
     student = distill(
@@ -77,6 +77,7 @@ if __name__ == "__main__":
         **{**options, "epochs": args.student_epochs or 2 * args.epochs, "transfer": Ramp(0, 0)},
         output_dir=args.output / "student",
         resume=resume,
+        overwrite=not resume,
     ).student
 
     rows = {}

@@ -39,7 +39,8 @@ if __name__ == "__main__":
     model = ensemble(
         args, data, lambda data: lambda: SASRec(data.num_items, d_model=args.d_model, max_len=args.window), objective
     )
-    fit(model, data, **fit_options(args, objective), output_dir=args.output, resume=args.resume)
+    options = fit_options(args, objective)
+    fit(model, data, **options, output_dir=args.output, resume=args.resume, overwrite=not args.resume)
     index, users = build(model), data.inputs("test", args.window)[:1000]
     found, expected = search(index, model, users), model.recommend(users)
     same = (found.items == expected.items).all(dim=1)

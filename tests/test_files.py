@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.files import replacing
+from ensemble_kd.files import append, load, replacing, save, sync
 
 
 def write(path: Path, content: bytes) -> None:
@@ -98,7 +99,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ensemble_kd.files import replacing
+from ensemble_kd.files import append, load, replacing, save, sync
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with replacing(Path(sys.argv[1])) as file:
@@ -152,7 +153,113 @@ def test_a_killed_process_leaves_the_older_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_torch_can_write_to_it(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a.pt") as file:
-        torch.save({"x": torch.arange(5)}, file)
-    assert torch.equal(torch.load(tmp_path / "a.pt")["x"], torch.arange(5))
+CONTENT: dict[str, Any] = {
+    "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False])},
+    "at": {"epoch": 3, "batch": 0},
+    "history": [{"valid": 0.25, "name": "ensemble"}, None],
+}
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save(path, CONTENT)
+    assert same(load(path), CONTENT)
+    assert os.listdir(tmp_path) == ["last.pt"]
+    save(path, {"epoch": 1})  # over an old one
+    assert load(path) == {"epoch": 1}
+
+
+def test_every_length_of_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save(path, CONTENT)
+    whole = path.read_bytes()
+    for length in {*range(0, len(whole) - 1, 97), 1, len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(
+            EnsembleKDError, match=r"^checkpoint: expected a whole checkpoint of ensemble_kd, got .*last"
+        ):
+            load(path)
+
+
+def test_no_file_no_checkpoint_or_something_else(tmp_path: Path) -> None:
+    with pytest.raises(EnsembleKDError, match=r"a file that exists, got .*none\.pt\. Check the path"):
+        load(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(EnsembleKDError, match="a whole checkpoint"):
+        load(tmp_path / "text.pt")
+    torch.save([1, 2], tmp_path / "other.pt")
+    with pytest.raises(EnsembleKDError, match=r"a whole checkpoint .*its checksum is missing or another"):
+        load(tmp_path / "other.pt")
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("sprung",)
+
+
+def test_loading_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "trap.pt", {"model": Trap()})
+    with pytest.raises(EnsembleKDError, match="UnpicklingError"):
+        load(tmp_path / "trap.pt")
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(Trap()))
+    assert (tmp_path / "sprung").exists()  # the trap would have worked
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """torch.load alone takes many of them for other content; of one in the directory it reads foreign memory."""
+    path = tmp_path / "last.pt"
+    save(path, CONTENT)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(EnsembleKDError, match="a whole checkpoint of ensemble_kd"):
+            load(path)
+
+
+def test_swapped_and_foreign_ends_are_found(tmp_path: Path) -> None:
+    save(tmp_path / "a", CONTENT)
+    save(tmp_path / "b", {"epoch": 4})
+    one, other = (tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()
+    for mixed in (one + other, one[:-30] + other[-30:], one + b"\n", one[len(one) // 2 :]):
+        (tmp_path / "c").write_bytes(mixed)
+        with pytest.raises(EnsembleKDError, match="a whole checkpoint of ensemble_kd"):
+            load(tmp_path / "c")
+
+
+def test_large_files_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemble_kd.files.PIECE", 7)
+    save(tmp_path / "a", CONTENT)
+    assert same(load(tmp_path / "a"), CONTENT)
+
+
+def test_torch_reads_what_is_saved(tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", CONTENT)
+    assert same(torch.load(tmp_path / "a.pt", weights_only=True), CONTENT)
+
+
+def test_lines_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    sync(path)
+    assert not path.exists()
+    for line in (b"one\n", b"two\n"):
+        append(path, line)
+        sync(path)
+    assert path.read_bytes() == b"one\ntwo\n"
+    with pytest.raises(EnsembleKDError, match="a file that can be written"):
+        append(tmp_path / "none" / "log", b"x")

@@ -1,6 +1,6 @@
 """``fit``: train an ``EnsembleKD`` on sequences, keep the best epoch, survive being killed.
 
-Those with a training loop of their own need only ``model.loss(item_ids).total``.
+A training loop of your own needs only ``model.loss(item_ids).total``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
 
 from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place
@@ -18,15 +17,16 @@ from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.training.run import Run
 from ensemble_kd.training.schedules import Cosine, Schedule
 from ensemble_kd.training.settings import Callback, Settings
+from ensemble_kd.training.state import EpochEntry
 
 
 @dataclass
 class FitResult:
-    """What a run came to; ``model`` holds the weights of the best epoch."""
+    """The outcome of a run, whose model has the weights of the best epoch."""
 
     best_epoch: int
     best: Mapping[str, Mapping[str, float]]  # validation metrics of that epoch, by scorer
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+    history: list[EpochEntry] = field(default_factory=list)  # one entry per epoch
 
 
 def fit(
@@ -60,51 +60,53 @@ def fit(
 
     With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
-    The default rate and schedule are those of the best runs on Beauty, epochs and batch size a middle between those of
-    its encoders, which go together with dropout: SASRec with dropout 0.1 was done after 5 epochs of batches of 64,
+    The default rate and schedule are those of the best runs on Beauty. Epochs and batch size are a middle between those
+    of its encoders, and go together with dropout: SASRec with dropout 0.1 was done after 5 epochs of batches of 64,
     BERT4Rec on masked items took 12 or more of 256 (benchmarks/paper/recipes.py). The paper's: ``presets.PAPER_FIT``.
 
-    Where ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its
-    rows of each batch. Gradients are those of one process on the whole batch, save where rows depend on each other
-    (BatchNorm); masks and dropout are drawn by each process. The first one writes, into a folder that all see.
+    If ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its rows
+    of each batch. Gradients are those of one process on the whole batch, except where rows depend on each other
+    (BatchNorm). Each process draws its own masks and dropout. The first one writes, into a folder that all can read.
 
     Args:
         model: on the device where it is to be trained.
         data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
         epochs: passes over the windows.
-        batch_size: windows in a step, of all processes together.
+        batch_size: windows per step, of all processes together.
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
-        schedule: default ``Cosine(warmup=0.5)``; the paper's is ``StepDecay()``.
-        transfer: share of the weights of ICL, CCL and KD over the run, ``Ramp(0.25, 0.5)`` say; default: all of them
-            from the start. What has no weight is not computed.
-        max_grad_norm: clip each member's gradient norm; None: do not.
-        window: length of the training windows; default: the longest that the model can train on, at most 50 inputs.
+        schedule: share of ``lr`` over the run; the paper's is ``StepDecay()``.
+        transfer: share of the weights of ICL, CCL and KD over the run, such as ``Ramp(0.25, 0.5)``. Terms of weight 0
+            are not computed. None: all of the weights from the start.
+        loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other;
+            ``FromTeacher(ensemble)``, from another ensemble; or an ``ItemLoss`` of your own.
+        max_grad_norm: clip each member's gradient to this norm; None: do not.
+        window: length of the training windows; None: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
         by_length: encode a batch's rows of similar length together (faster on a CPU, the same loss), see
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
         exclude: items that validation does not rank, see ``evaluate``.
         patience: stop after so many epochs without a better validation; None: never.
-        output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events where it is installed; what an
-            earlier run left there is overwritten unless ``resume``; None: nothing is written.
-        resume: go on where ``output_dir``/last.pt stopped, if it is there. On the same machine with as many threads,
-            the end is bit for bit that of a run never stopped.
-        checkpoint_every_s: seconds between writes of last.pt within an epoch; it is written after every epoch, too.
+        output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events if it is installed. One run at a time
+            may write there. None: nothing is written.
+        resume: go on from ``output_dir``/last.pt, or start if the folder has no run. On the same machine with as many
+            threads, the end is bit for bit that of a run never stopped.
+        overwrite: replace the run in ``output_dir``. Without it and ``resume``, a folder with a run is refused.
+        checkpoint_every_s: seconds between writes of last.pt within an epoch. It is also written after every epoch.
         log_every: steps between log entries.
-        callback: is given each log entry, ``{"kind": "step" | "epoch", ...}``; losses in it are means over the steps
-            since the entry before (of a step), or over the epoch (``entry["train"]``). Every process calls its own.
+        callback: receives each log entry, ``{"kind": "step" | "epoch", ...}``. Losses in it are means over the steps
+            since the last entry (of a step), or over the epoch (``entry["train"]``). Every process calls its own.
         progress: show a bar with losses and speed (needs tqdm, the extra ``train``).
         seed: of the order, masks and dropout. The global random state is left as it was.
-        loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other, is the
-            default; ``FromTeacher(ensemble)``, from another ensemble; or an ``ItemLoss`` of your own.
 
     Returns:
-        The best epoch (from 0), its validation metrics, and an entry for each epoch.
+        The best epoch (from 0), its validation metrics, and an entry per epoch.
 
     Raises:
-        EnsembleKDError: a setting that cannot be used, data that does not fit the model, a checkpoint of another run, a
-            loss that is not finite (with the step and the term; checkpoints keep the last good state).
+        EnsembleKDError: a setting that cannot be used; data that does not fit the model; a folder with another run, or
+            one that cannot be written; a damaged checkpoint, or one of other settings; a loss that is not finite (with
+            the step and the term; checkpoints keep the last good state).
 
     Examples:
         >>> from ensemble_kd.data import synthetic
@@ -117,13 +119,13 @@ def fit(
     """
     given = locals()
     settings = Settings(**{name: value for name, value in given.items() if name not in ("model", "data")})
-    # Where there are several processes, the rows of a batch are spread over all of them.
+    # If there are several processes, the rows of a batch are spread over all of them.
     place = model.place if model.place.size > 1 else Place.world()
     run, training = Run(model, data, settings, place), model.training
     try:
-        with seeded(seed if place.is_first else member_seed(seed, place.rank, stream=3)):
+        with seeded(settings.seed if place.is_first else member_seed(settings.seed, place.rank, stream=3)):
             run.train()
     finally:
         run.log.close()
         model.train(training)
-    return FitResult(run.best_epoch, run.best_rows, run.history)
+    return FitResult(run.progress.best.epoch, run.progress.best.rows, run.progress.history)

@@ -1,4 +1,4 @@
-"""What a training run tells while it goes on: log.jsonl, TensorBoard, a callback, a progress bar."""
+"""Reports of a training run while it goes on: log.jsonl, TensorBoard, a callback, a progress bar."""
 
 from __future__ import annotations
 
@@ -8,86 +8,66 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.files import append, replacing, sync
+from ensemble_kd.training.folder import LOG
 from ensemble_kd.training.settings import Callback
 
 
-class Means:
-    """Means of the loss terms over steps, summed where the terms live, so that a device need not report each step.
-
-    A term counts as 0 in a step that did not compute it.
-
-    Examples:
-        >>> import torch
-        >>> means = Means()
-        >>> means.add({"kd": torch.tensor(1.0)})
-        >>> means.add({"kd": torch.tensor(4.0)})
-        >>> means.values(), means.steps
-        ({'kd': 2.5}, 2)
-    """
-
-    def __init__(self, sums: Mapping[str, Tensor] | None = None, steps: int = 0) -> None:
-        self.sums, self.steps = dict(sums or {}), steps
-
-    def add(self, terms: Mapping[str, Tensor], steps: int = 1) -> None:
-        """Count one step more, or the sums over so many."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach()
-        self.steps += steps
-
-    def values(self) -> dict[str, float]:
-        """The mean of each term."""
-        return {name: float(value) / self.steps for name, value in self.sums.items()}
-
-
 class RunLog:
-    """Passes each entry on to all who listen, and counts them, so that a resumed run knows where it stopped.
+    """The reports of one run, passed on entry by entry.
 
     Args:
-        folder: receives log.jsonl, a JSON object a line, and TensorBoard's events where it is installed; None: nothing.
-        callback: is given each entry.
-        progress: whether to show a bar (where tqdm is installed) and a line an epoch.
+        folder: receives log.jsonl, a JSON object per line, and TensorBoard's events if it is installed; None: nothing.
+        callback: receives each entry.
+        progress: show a bar (if tqdm is installed) and a line per epoch.
     """
 
     def __init__(self, folder: Path | None, callback: Callback | None, progress: bool) -> None:
         self.folder, self.callback, self.progress = folder, callback, progress
-        self.entries = 0
         self._bar: Any = None
         self._writer: Any = None
 
-    def open(self, *, entries: int, step: int) -> None:
-        """Go on after so many entries and steps: what a killed run wrote after its checkpoint is written again."""
-        self.entries = entries
+    def open(self, *, entries: int, step: int) -> int:
+        """Go on after so many entries and steps: what a killed run wrote after its checkpoint is written again.
+
+        Returns:
+            The number of entries in the log: ``entries``, or 0 if its file was taken away.
+
+        Raises:
+            EnsembleKDError: a log in which one of these entries is damaged or missing.
+        """
         if self.folder is None:
-            return
-        path = self.folder / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(lines[:entries]), encoding="utf-8")
+            return entries
+        kept = _shorten(self.folder / LOG, entries)
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        return kept
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: Mapping[str, Any]) -> None:
         """Pass on one entry, ``{"kind": ..., "step": ..., ...}``."""
-        self.entries += 1
         if self.folder is not None:
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            append(self.folder / LOG, (json.dumps(entry) + "\n").encode())
         if self._writer is not None:
             for name, value in _scalars(entry["kind"], entry):
                 self._writer.add_scalar(name, value, entry["step"])
         if self.callback is not None:
             self.callback(entry)
 
+    def sync(self) -> None:
+        """Bring the entries so far to the disk."""
+        if self.folder is not None:
+            sync(self.folder / LOG)
+
     def say(self, line: str) -> None:
-        """Print a line where progress is shown."""
+        """Print a line, if progress is shown."""
         if self.progress:
             print(line)
 
     def start_bar(self, total: int, done: int, text: str) -> None:
-        """Show a bar, where tqdm is installed."""
+        """Show a bar, if tqdm is installed."""
         if self.progress:
             with suppress(ImportError):
                 from tqdm.auto import tqdm
@@ -118,8 +98,31 @@ class RunLog:
             self._writer = None
 
 
+def _shorten(path: Path, entries: int) -> int:
+    """Keep the first entries of a log. The file is replaced, never cut in place: no kill can lose them."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return 0
+    for i in range(entries):
+        if not (i < len(lines) and _is_entry(lines[i])):
+            fix = "Move it away, and the run goes on with a new log."
+            raise EnsembleKDError("resume", f"{LOG} with {entries} entries", f"{path}, damaged at line {i + 1}", fix)
+    if len(lines) > entries:
+        with replacing(path) as file:
+            file.writelines(lines[:entries])
+    return entries
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _scalars(path: str, value: object) -> Iterator[tuple[str, float]]:
-    """The floats of a nested entry, each under its path."""
+    """Yield the floats of a nested entry, each under its path."""
     if isinstance(value, float):
         yield path, value
     elif isinstance(value, Mapping):

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ensemble_kd.data import AnySequences
-from ensemble_kd.distributed import (
-    Place,
-    SpreadLoss,
-    agree,
-    gather_members,
-    gather_objects,
-    gather_states,
-    own_moments,
-    own_shards,
-    own_states,
-)
+from ensemble_kd.distributed import Place, SpreadLoss, agree, gather_members, gather_objects
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Evaluation, autocast, evaluate
-from ensemble_kd.seeding import random_state, set_random_state
-from ensemble_kd.training import state as checkpoints
-from ensemble_kd.training.fingerprint import check_same_run, run_fingerprint
+from ensemble_kd.training.checkpoints import Checkpoints
+from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
+from ensemble_kd.training.folder import BEST, LOG, claimed
 from ensemble_kd.training.gradients import clip_members_
-from ensemble_kd.training.log import Means, RunLog
+from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.settings import Settings
+from ensemble_kd.training.state import METRIC, Best, EpochEntry, Means, Progress
 from ensemble_kd.training.windows import Windows
-
-METRIC = "NDCG@10"
 
 
 class Run:
@@ -45,71 +36,87 @@ class Run:
         self.windows = Windows(model, data, settings, place)
         # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
         told = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
-        self.fingerprint = {name: value for each in told for name, value in each.items()}
+        fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss = SpreadLoss(model, place, tables=model.sparse_tables(), constant=["attribute_table"])
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
-        first = self.place.is_first
-        self.log = RunLog(self.folder if first else None, settings.callback, settings.progress and first)
-        self.epoch = self.batch = self.step = 0
-        self.train_s = 0.0  # of this epoch, up to ``started``
+        self.checkpoints = Checkpoints(
+            self.folder, model, self.optimizer, self.parameters, fingerprint, settings.shares(), place
+        )
+        self.log = RunLog(
+            self.folder if place.is_first else None, settings.callback, settings.progress and place.is_first
+        )
+        self.progress = Progress()
+        self.best_weights: dict[str, Tensor] | None = None
         self.started = self.saved_at = time.monotonic()
-        self.best_epoch = -1
-        self.best_rows: dict[str, dict[str, float]] = {}
-        self.best_state: dict[str, Tensor] | None = None
-        self.history: list[dict[str, Any]] = []
-        self.recent, self.whole = Means(), Means()  # since the last entry, and of the epoch before it
 
     def train(self) -> None:
         """Train to the end, and leave the weights of the best epoch in the model."""
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        resume = self.folder is not None and self.settings.resume and (self.folder / "last.pt").exists()
-        if agree(resume, self.place):
-            self._resume()
-        else:
-            self.log.open(entries=0, step=0)
-            self._save()  # so that an earlier run's checkpoint is not resumed in place of this one
-            if self.folder is not None and self.place.is_first:
-                (self.folder / "best.pt").unlink(missing_ok=True)
-        while self.epoch < self.settings.epochs and not self._out_of_patience():
-            self._one_epoch()
-        if self.best_state is not None:
-            self.model.load_state_dict(self.best_state)
+        s = self.settings
+        with claimed(self.folder, self.place, resume=s.resume, overwrite=s.overwrite) as resumes:
+            if resumes:
+                self._resume()
+            else:
+                self._save()  # first: if this is killed, an older run is either whole or replaced
+                self._forget_older_run()
+                self.log.open(entries=0, step=0)
+            while self.progress.epoch < s.epochs and not self._out_of_patience():
+                self._one_epoch()
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+
+    def _forget_older_run(self) -> None:
+        if self.folder is not None and self.place.is_first:
+            for name in (BEST, LOG):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        self.progress, self.best_weights = self.checkpoints.restore()
+        p = self.progress
+        batches = len(self.windows.plan(p.epoch))
+        if p.batch > batches:
+            fix = "Use another checkpoint, or start anew with overwrite=True."
+            raise EnsembleKDError("resume", f"a batch of {batches} in last.pt", p.batch, fix)
+        entries = self.log.open(entries=p.entries, step=p.step)
+        is_new = agree(entries != p.entries, self.place)
+        p.entries, self.started = entries, time.monotonic()
+        self.saved_at = self.started
+        if is_new:  # a log begun anew: the next resume is to find no more entries than there are
+            self._save()
 
     def _out_of_patience(self) -> bool:
-        patience = self.settings.patience
-        return patience is not None and self.epoch - 1 - self.best_epoch >= patience
+        patience, p = self.settings.patience, self.progress
+        return patience is not None and p.epoch - 1 - p.best.epoch >= patience
 
     def _one_epoch(self) -> None:
-        s = self.settings
-        plan = self.windows.plan(self.epoch)
-        self.log.start_bar(len(plan), self.batch, f"epoch {self.epoch + 1}/{s.epochs}")
-        self.started, first = time.monotonic(), self.batch
+        s, p = self.settings, self.progress
+        plan = self.windows.plan(p.epoch)
+        self.log.start_bar(len(plan), p.batch, f"epoch {p.epoch + 1}/{s.epochs}")
+        self.started, first = time.monotonic(), p.batch
         self.model.train()
-        for batch in plan.batches(start=self.batch):
-            rate = s.lr * float(s.schedule(self.epoch + self.batch / len(plan), s.epochs))
+        for batch in plan.batches(start=p.batch):
+            now = p.epoch + p.batch / len(plan)
+            rate = s.lr * float(s.schedule(now, s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            share = 1.0 if s.transfer is None else float(s.transfer(self.epoch + self.batch / len(plan), s.epochs))
-            self._one_step(batch.to(self.device), share)
-            self.batch += 1
-            self.step += 1
+            self._one_step(batch.to(self.device), 1.0 if s.transfer is None else float(s.transfer(now, s.epochs)))
+            p.batch += 1
+            p.step += 1
             self.log.advance()
-            if self.step % s.log_every == 0:
+            if p.step % s.log_every == 0:
                 means = self._take_means()
-                seconds = (time.monotonic() - self.started) / (self.batch - first)
-                entry = {"kind": "step", "step": self.step, "epoch": self.epoch, "lr": rate, "step_s": seconds}
-                self.log.write({**entry, **means})
+                seconds = (time.monotonic() - self.started) / (p.batch - first)
+                entry = {"kind": "step", "step": p.step, "epoch": p.epoch, "lr": rate, "step_s": seconds}
+                self._write({**entry, **means})
                 self.log.show(means)
             is_due = time.monotonic() - self.saved_at >= s.checkpoint_every_s
             if self.folder is not None and agree(is_due, self.place):
                 self._save()
         self.log.stop_bar()
         self._take_means()
-        check_weights(self.model.state_dict(), self.step)
-        self.train_s += time.monotonic() - self.started
+        check_weights(self.model.state_dict(), p.step)
+        p.train_s += time.monotonic() - self.started
         self.started = time.monotonic()
         found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision, place=self.place)
         self._finish_epoch(found, time.monotonic() - self.started)
@@ -124,9 +131,9 @@ class Run:
                 item_loss=self.settings.loss,
                 share=share,
             )
-        self.recent.add(loss.terms)
+        self.progress.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
-            check_terms(loss.terms, f"step {self.step + 1}")
+            check_terms(loss.terms, f"step {self.progress.step + 1}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.loss.finish()
@@ -135,110 +142,62 @@ class Run:
             if self.device.type == "cpu":
                 norms = gather_members(norms, self.place)
                 told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
-                check_terms(told, f"step {self.step + 1}")
+                check_terms(told, f"step {self.progress.step + 1}")
         self.optimizer.step()
 
     def _take_means(self) -> dict[str, float]:
-        """Means since the last entry, which then count in the epoch's."""
-        check_terms(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
-        means = self.recent.values()
-        self.whole.add(self.recent.sums, self.recent.steps)
-        self.recent = Means()
+        """Return the means since the last entry, and count them in the epoch's."""
+        p = self.progress
+        self._check_recent()
+        means = p.recent.values()
+        p.earlier.add(p.recent.sums, p.recent.steps)
+        p.recent = Means()
         return means
 
+    def _check_recent(self) -> None:
+        p = self.progress
+        check_terms(p.recent.sums, f"step {p.step} or up to {p.recent.steps - 1} before")
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self.progress.entries += 1
+        self.log.write(entry)
+
     def _finish_epoch(self, found: Evaluation, valid_s: float) -> None:
+        p = self.progress
         rows = {scorer: dict(row) for scorer, row in found.rows.items()}
         score = rows["ensemble"][METRIC]
-        better = self.best_epoch < 0 or score > self.best_rows["ensemble"][METRIC]
+        better = p.best.epoch < 0 or score > p.best.rows["ensemble"][METRIC]
         if better:
-            self.best_epoch, self.best_rows = self.epoch, rows
-            self.best_state = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-        entry = {"kind": "epoch", "epoch": self.epoch, "step": self.step, "train_s": self.train_s, "valid_s": valid_s}
-        entry |= {"train": self.whole.values(), "valid": rows}
-        self.history.append(entry)
+            p.best = Best(p.epoch, rows)
+            self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        entry: EpochEntry = {
+            "kind": "epoch",
+            "epoch": p.epoch,
+            "step": p.step,
+            "train_s": p.train_s,
+            "valid_s": valid_s,
+            "train": p.earlier.values(),
+            "valid": rows,
+        }
+        p.history.append(entry)
+        p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()
+        self._write(entry)
         members = [row[METRIC] for scorer, row in rows.items() if scorer != "ensemble"]
-        mean, seconds = sum(members) / len(members), self.train_s
-        self.epoch, self.batch, self.train_s, self.whole = self.epoch + 1, 0, 0.0, Means()
-        self.log.write(entry)
+        mean = sum(members) / len(members)
         self.log.say(
-            f"epoch {self.epoch}: valid {METRIC} ensemble {score:.4f}, members' mean {mean:.4f}, {seconds:.1f} s"
+            f"epoch {p.epoch}: valid {METRIC} ensemble {score:.4f}, members' mean {mean:.4f}, {entry['train_s']:.1f} s"
         )
         self._save()
-        # After last.pt, which holds the same weights: a run killed between the two finds them there.
-        if better:
-            self._save_best()
+        # After last.pt, which has the same weights: a run killed between the two finds them there.
+        if better and self.best_weights is not None:
+            self.checkpoints.save_best(self.best_weights, p)
 
     def _save(self) -> None:
         if self.folder is None:
             return
-        check_terms(self.recent.sums, f"step {self.step} or up to {self.recent.steps - 1} before")
-        check_weights(self.model.state_dict(), self.step)
-        random = gather_objects(random_state(), self.place)
-        weights = gather_states(self.model.state_dict(), self.place)
-        optimizer = gather_states(self.optimizer.state_dict(), self.place)
-        if not self.place.is_first:
-            self.saved_at = time.monotonic()
-            return
-        content = {
-            "fingerprint": self.fingerprint,
-            "shares": self.settings.shares(),
-            "model": weights,
-            "optimizer": optimizer,
-            "random": random if self.place.size > 1 else random[0],
-            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "entries": self.log.entries},
-            "train_s": self.train_s + (time.monotonic() - self.started if self.batch else 0.0),
-            "best": {"epoch": self.best_epoch, "rows": self.best_rows},
-            "history": self.history,
-            "means": [{"sums": m.sums, "steps": m.steps} for m in (self.recent, self.whole)],
-        }
-        checkpoints.save(self.folder / "last.pt", content)
+        self._check_recent()
+        check_weights(self.model.state_dict(), self.progress.step)
+        self.log.sync()  # no checkpoint counts an entry that may be lost
+        elapsed = time.monotonic() - self.started if self.progress.batch else 0.0
+        self.checkpoints.save(replace(self.progress, train_s=self.progress.train_s + elapsed))
         self.saved_at = time.monotonic()
-
-    def _save_best(self) -> None:
-        weights = None if self.best_state is None else gather_states(self.best_state, self.place)
-        if self.folder is not None and self.place.is_first:
-            content = {"model": weights, "epoch": self.best_epoch, "valid": self.best_rows}
-            checkpoints.save(self.folder / "best.pt", content)
-
-    def _resume(self) -> None:
-        assert self.folder is not None
-        path = self.folder / "last.pt"
-        saved = checkpoints.load(path, device=self.device)
-        if "fingerprint" not in saved:
-            fix = "Resume from the output_dir of a run."
-            raise EnsembleKDError("resume", "a last.pt written by fit", str(path), fix)
-        check_same_run(saved["fingerprint"], self.fingerprint, saved["shares"], self.settings.shares())
-        position = saved["position"]
-        self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
-        self.best_epoch, self.best_rows = saved["best"]["epoch"], saved["best"]["rows"]
-        self.history, self.train_s = saved["history"], saved["train_s"]
-        self.recent, self.whole = (Means(m["sums"], m["steps"]) for m in saved["means"])
-        self._find_best(saved["model"])
-        self.model.load_state_dict(self._own_weights(saved["model"]))
-        moments = own_states(saved["optimizer"], self.place)
-        self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.place.sharded else moments)
-        self.log.open(entries=position["entries"], step=self.step)
-        random = saved["random"]
-        set_random_state(random[self.place.rank] if self.place.size > 1 else random)
-        self.saved_at = time.monotonic()
-
-    def _find_best(self, last: dict[str, Tensor]) -> None:
-        """The weights of the best epoch: in best.pt, or in last.pt where the run was killed before best.pt was."""
-        assert self.folder is not None
-        path = self.folder / "best.pt"
-        if self.best_epoch < 0:
-            if self.place.is_first:
-                path.unlink(missing_ok=True)  # of an earlier run
-        elif (self.epoch, self.batch) == (self.best_epoch + 1, 0):
-            self.best_state = self._own_weights(last)
-            self._save_best()
-        else:
-            kept = checkpoints.load(path, device=self.device)
-            if kept.get("epoch") != self.best_epoch or "model" not in kept:
-                fix = "Put back the best.pt that was written with last.pt, or start anew."
-                raise EnsembleKDError("resume", f"best.pt of epoch {self.best_epoch}", kept.get("epoch"), fix)
-            self.best_state = self._own_weights(kept["model"])
-
-    def _own_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        own = own_states(state, self.place)
-        return own_shards(own, self.model.state_dict()) if self.place.sharded else own

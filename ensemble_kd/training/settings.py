@@ -74,7 +74,7 @@ class Settings:
             self._shares(schedule)
 
     def shares(self) -> list[float]:
-        """Samples of the learning rate's schedule, then of the transfer's: what they do, whatever objects they are."""
+        """Return samples of both schedules in turn, ``schedule`` first: their values, whatever objects they are."""
         pairs = zip(self._shares(self.schedule), self._shares(self.transfer), strict=True)
         return [share for pair in pairs for share in pair]
 

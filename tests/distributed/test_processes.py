@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ensemble_kd.training import state as checkpoints
+from ensemble_kd import files
 from tests.distributed.worker import MESHES, cases
 from tests.training.runs import assert_same_checkpoint, log_of
 
@@ -106,7 +106,7 @@ def test_a_run_of_which_a_worker_was_killed_ends_as_one_never_killed(tmp_path: P
         assert all(torch.equal(value, other[name]) for name, value in one.items())
     for name in ("last.pt", "best.pt"):
         assert_same_checkpoint(whole / name, killed / name)
-    assert len(checkpoints.load(whole / "last.pt")["random"]) == 2
+    assert len(files.load(whole / "last.pt")["random"]) == 2
     assert log_of(whole) == log_of(killed)
 
 

@@ -26,6 +26,7 @@ from ensemble_kd import (
     EnsembleKDError,
     MaskedItem,
     NextItem,
+    files,
     fit,
 )
 from ensemble_kd.data import MappedSequences, synthetic, write_sequences
@@ -36,7 +37,6 @@ from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.export import save
 from ensemble_kd.training import StepDecay, clip_members_
-from ensemble_kd.training import state as checkpoints
 
 V, N = 19, 4
 DATA = synthetic(num_users=23, num_items=80, num_clusters=8, max_len=12)
@@ -232,7 +232,7 @@ def fitting_on(mesh: DeviceMesh, folder: Path) -> float:
     again, _ = trained(None, True, mesh, output_dir=folder / "resumed", resume=True)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     dist.barrier()
-    kept, whole = (checkpoints.load(folder / name / "best.pt")["model"] for name in ("mesh", "alone"))
+    kept, whole = (files.load(folder / name / "best.pt")["model"] for name in ("mesh", "alone"))
     return max([*errors, *(worst(kept[name], value) for name, value in whole.items())])
 
 
@@ -248,7 +248,7 @@ def fitting_in_shards(folder: Path) -> float:
     pairs = zip(model.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(whole_of(p), whole_of(q)) for p, q in pairs)
     dist.barrier()
-    kept, best = (checkpoints.load(folder / name / "best.pt")["model"] for name in ("shards", "alone"))
+    kept, best = (files.load(folder / name / "best.pt")["model"] for name in ("shards", "alone"))
     errors += [worst(kept[name], value) for name, value in best.items()]
     ids = DATA.inputs("test", 6)[:5]
     with gathered(model):

@@ -58,13 +58,13 @@ def test_bert4rec_and_its_resume(tmp_path: Path) -> None:
     # The same, killed after the first step of the second epoch.
     kill = (
         "import os, runpy, signal, sys\n"
-        "from ensemble_kd import checkpoints\n"
-        "save = checkpoints.save\n"
-        "def last(path, content):\n"
-        "    save(path, content)\n"
-        "    if content.get('position', {}).get('epoch') == 1 and content['position']['batch'] == 1:\n"
+        "from ensemble_kd.training.checkpoints import Checkpoints\n"
+        "save = Checkpoints.save\n"
+        "def last(self, progress):\n"
+        "    save(self, progress)\n"
+        "    if (progress.epoch, progress.batch) == (1, 1):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "checkpoints.save = last\n"
+        "Checkpoints.save = last\n"
         "sys.path.insert(0, '.')\n"
         "runpy.run_path('bert4rec_emkd.py', run_name='__main__')\n"
     )

@@ -18,13 +18,13 @@ from ensemble_kd import (
     ICL,
     KD,
     EnsembleKD,
+    files,
     fit,
 )
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.training import Cosine, FitResult
-from ensemble_kd.training import state as checkpoints
 
 V = 60
 DATA = synthetic(num_users=120, num_items=V, num_clusters=10, max_len=20)
@@ -70,7 +70,7 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def assert_same_checkpoint(first: Path, second: Path) -> None:
     """Weights, optimizer, random state, position: everything but the clock, bit for bit."""
-    one, other = (dict(flatten(checkpoints.load(path))) for path in (first, second))
+    one, other = (dict(flatten(files.load(path))) for path in (first, second))
     assert one.keys() == other.keys()
     for name, value in one.items():
         if name.endswith(("train_s", "valid_s")):

@@ -17,12 +17,12 @@ from ensemble_kd import (
     EnsembleKDError,
     MaskedItem,
     NextItem,
+    files,
     fit,
 )
 from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
-from ensemble_kd.training import state as checkpoints
 from tests.training.runs import (
     DATA,
     STEPS,
@@ -59,7 +59,7 @@ def test_the_best_epochs_weights_are_left(tmp_path: Path) -> None:
     scores = [entry["valid"]["ensemble"]["NDCG@10"] for entry in result.history]
     assert scores.index(max(scores)) == result.best_epoch
     assert evaluate(model, DATA, "valid").rows == result.best == result.history[result.best_epoch]["valid"]
-    best = checkpoints.load(tmp_path / "best.pt")
+    best = files.load(tmp_path / "best.pt")
     assert (best["epoch"], best["valid"]) == (result.best_epoch, result.best)
     again = sasrec(seed=9)
     again.load_state_dict(best["model"])
@@ -123,7 +123,7 @@ def test_the_global_random_state_is_untouched(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(model, callback=stop, output_dir=tmp_path, resume=False)
+        train(model, callback=stop, output_dir=tmp_path, overwrite=True)
     assert global_random_state() == before
     train(model, output_dir=tmp_path, resume=True)
     assert global_random_state() == before

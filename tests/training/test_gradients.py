@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import EnsembleKD, EnsembleKDError
+from ensemble_kd import (
+    EnsembleKD,
+    EnsembleKDError,
+    files,
+)
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.training import FitResult, clip_members_
-from ensemble_kd.training import state as checkpoints
 from tests.training.runs import (
     STEPS,
     V,
@@ -44,7 +47,7 @@ def test_a_loss_that_is_not_finite_names_step_and_term(
     with pytest.raises(EnsembleKDError, match=r"^fit: step 7, term 'nip': expected a finite value, got nan\. Lower lr"):
         train(model, output_dir=tmp_path, checkpoint_every_s=1e9, callback=poison(model, 6))
     assert global_random_state() == before
-    assert checkpoints.load(tmp_path / "last.pt")["position"]["step"] == STEPS
+    assert files.load(tmp_path / "last.pt")["progress"]["step"] == STEPS
     model = sasrec()
     assert_ends_as(unbroken, tmp_path, model, train(model, output_dir=tmp_path, resume=True))
 
@@ -55,7 +58,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(
     model = sasrec()
     with pytest.raises(EnsembleKDError, match=r"^fit: step 6, weights 'item_classifier\.bias': expected finite weigh"):
         train(model, output_dir=tmp_path, callback=poison(model, 6))
-    assert checkpoints.load(tmp_path / "last.pt")["position"]["step"] == 5
+    assert files.load(tmp_path / "last.pt")["progress"]["step"] == 5
     model = sasrec()
     assert_ends_as(unbroken, tmp_path, model, train(model, output_dir=tmp_path, resume=True))
 
@@ -77,8 +80,8 @@ def test_a_gradient_that_is_not_finite_is_found(max_grad_norm: float | None, nam
     model.item_classifier.bias.register_hook(explode)
     with pytest.raises(EnsembleKDError, match=f"^fit: {named}"):
         train(model, output_dir=tmp_path, max_grad_norm=max_grad_norm)
-    last = checkpoints.load(tmp_path / "last.pt")
-    assert last["position"]["step"] == 2
+    last = files.load(tmp_path / "last.pt")
+    assert last["progress"]["step"] == 2
     assert all(bool(torch.isfinite(weights).all()) for weights in last["model"].values())
 
 

@@ -20,6 +20,7 @@ from ensemble_kd import (
     EnsembleKD,
     EnsembleKDError,
     NextItem,
+    files,
     fit,
 )
 from ensemble_kd.data import SequenceData
@@ -28,7 +29,6 @@ from ensemble_kd.losses import tiles
 from ensemble_kd.testing.checks import compiled as compiling
 from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay
 from ensemble_kd.training import run as training_run
-from ensemble_kd.training import state as checkpoints
 from ensemble_kd.training.log import RunLog
 from tests.training.runs import (
     DATA,
@@ -67,7 +67,7 @@ def test_a_run_killed_by_the_system(step: int, every: float, resumed_at: int, tm
     root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    assert checkpoints.load(folder / "last.pt")["position"]["step"] == resumed_at
+    assert files.load(folder / "last.pt")["progress"]["step"] == resumed_at
     assert log_of(folder)[-1]["step"] == step  # the log ran ahead of the checkpoint
     model = sasrec(seed=5)
     steps: list[int] = []
@@ -158,7 +158,7 @@ def test_more_epochs_under_a_schedule_that_does_not_mind(tmp_path: Path) -> None
     train(sasrec(), output_dir=tmp_path / "parts", epochs=2, schedule=StepDecay(every=2))
     model = sasrec()
     got = train(model, output_dir=tmp_path / "parts", epochs=4, schedule=StepDecay(every=2), resume=True)
-    last = [checkpoints.load(tmp_path / name / "last.pt") for name in ("whole", "parts")]
+    last = [files.load(tmp_path / name / "last.pt") for name in ("whole", "parts")]
     assert last[0]["shares"] == last[1]["shares"]
     assert_ends_as((whole, expected, tmp_path / "whole"), tmp_path / "parts", model, got)
 
@@ -180,7 +180,7 @@ def test_a_new_run_forgets_the_one_before(unbroken: tuple[EnsembleKD, FitResult,
         raise Killed
 
     with pytest.raises(Killed):
-        train(sasrec(), output_dir=tmp_path, checkpoint_every_s=1e9, callback=stop)
+        train(sasrec(), output_dir=tmp_path, checkpoint_every_s=1e9, callback=stop, overwrite=True)
     assert not (tmp_path / "best.pt").exists()
     model = sasrec(seed=1)
     assert_ends_as(unbroken, tmp_path, model, train(model, output_dir=tmp_path, resume=True))
@@ -193,7 +193,7 @@ def test_a_best_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
         train(sasrec(), output_dir=tmp_path, callback=stop)
-    checkpoints.save(tmp_path / "best.pt", {"epoch": 7, "model": {}})
+    files.save(tmp_path / "best.pt", {"epoch": 7, "model": {}, "valid": {}})
     with pytest.raises(EnsembleKDError, match=r"resume: expected best\.pt of epoch 0, got 7\. Put back"):
         train(sasrec(), output_dir=tmp_path, resume=True)
     (tmp_path / "best.pt").unlink()
@@ -306,7 +306,7 @@ def test_equal_settings_said_otherwise_are_the_same_run(tmp_path: Path) -> None:
     said = {"lr": np.float64(0.01), "weight_decay": 0, "max_grad_norm": 5, "window": 9, "log_every": 1}
     result = train(sasrec(), output_dir=tmp_path, schedule=lambda epoch, epochs: 1 / 2, resume=True, patience=9, **said)
     assert len(result.history) == 3
-    fingerprint = checkpoints.load(tmp_path / "last.pt")["fingerprint"]
+    fingerprint = files.load(tmp_path / "last.pt")["fingerprint"]
     assert not [value for value in fingerprint.values() if "0x" in value]
 
 
@@ -317,6 +317,6 @@ def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
         (tmp_path / "last.pt").write_bytes(content)
         with pytest.raises(EnsembleKDError, match=r"a whole checkpoint of ensemble_kd, got .*last\.pt"):
             train(sasrec(), output_dir=tmp_path, epochs=1, resume=True)
-    checkpoints.save(tmp_path / "last.pt", {"weights": 1})
+    files.save(tmp_path / "last.pt", {"weights": 1})
     with pytest.raises(EnsembleKDError, match=r"resume: expected a last\.pt written by fit, got .*last\.pt"):
         train(sasrec(), output_dir=tmp_path, epochs=1, resume=True)

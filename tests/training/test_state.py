@@ -1,10 +1,10 @@
-"""Checkpoints are whole or not there, run no code, and bring random generators back."""
+"""last.pt and best.pt: every field is checked on reading, and random generators come back."""
 
 from __future__ import annotations
 
-import os
-import pickle
+import copy
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,74 +12,102 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_kd import EnsembleKDError
+from ensemble_kd import EnsembleKDError, files
 from ensemble_kd.seeding import random_state, set_random_state
-from ensemble_kd.training import state as checkpoints
-
-CONTENT: dict[str, Any] = {
-    "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False])},
-    "position": {"epoch": 3, "batch": 0},
-    "history": [{"valid": 0.25, "name": "ensemble"}, None],
-}
+from ensemble_kd.training.state import BestState, RunState, read_state, write_state
+from tests.training.runs import assert_same_checkpoint, sasrec, train
 
 
-def same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    train(sasrec(losses=0), epochs=2, output_dir=path, schedule=lambda epoch, epochs: 1.0)
+    return path
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    checkpoints.save(path, CONTENT)
-    assert same(checkpoints.load(path), CONTENT)
-    assert os.listdir(tmp_path) == ["last.pt"]
-    checkpoints.save(path, {"epoch": 1})  # over an old one
-    assert checkpoints.load(path) == {"epoch": 1}
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a nested dictionary or list that has fields of its own, and every field."""
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for name, inner in below for p in paths(inner, (*path, name)))]
 
 
-def test_every_length_of_a_file_cut_short_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    checkpoints.save(path, CONTENT)
-    whole = path.read_bytes()
-    for length in {*range(0, len(whole) - 1, 97), 1, len(whole) - 1}:
-        path.write_bytes(whole[:length])
-        with pytest.raises(
-            EnsembleKDError, match=r"^checkpoint: expected a whole checkpoint of ensemble_kd, got .*last"
-        ):
-            checkpoints.load(path)
+def changed(content: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Any:
+    content = copy.deepcopy(content)
+    owner = content
+    for name in path[:-1]:
+        owner = owner[name]
+    change(owner, path[-1])
+    return content
 
 
-def test_no_file_no_checkpoint_or_something_else(tmp_path: Path) -> None:
-    with pytest.raises(EnsembleKDError, match=r"a file that exists, got .*none\.pt\. Check the path"):
-        checkpoints.load(tmp_path / "none.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(EnsembleKDError, match="a whole checkpoint"):
-        checkpoints.load(tmp_path / "text.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(EnsembleKDError, match=r"list\.pt, which holds a list\. Pass"):
-        checkpoints.load(tmp_path / "list.pt")
+@pytest.mark.parametrize(("kind", "name"), [(RunState, "last.pt"), (BestState, "best.pt")])
+def test_a_state_is_read_as_it_was_written(kind: Any, name: str, folder: Path, tmp_path: Path) -> None:
+    write_state(tmp_path / name, read_state(kind, folder / name))
+    assert_same_checkpoint(tmp_path / name, folder / name)
 
 
-class Trap:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("sprung",)
+# Fields whose content has a format of its own, of torch or NumPy, and fields by which entries are named.
+FREE = ("optimizer", "random")
 
 
-def test_loading_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(EnsembleKDError, match="UnpicklingError"):
-        checkpoints.load(tmp_path / "trap.pt")
-    assert not (tmp_path / "sprung").exists()
-    pickle.loads(pickle.dumps(Trap()))
-    assert (tmp_path / "sprung").exists()  # the trap would have worked
+@pytest.mark.parametrize(("kind", "name"), [(RunState, "last.pt"), (BestState, "best.pt")])
+def test_every_field_is_checked(kind: Any, name: str, folder: Path, tmp_path: Path) -> None:
+    content, path, tried = files.load(folder / name), tmp_path / name, 0
+    fixed = ("train", "valid", "rows", "sums", "fingerprint", "model", "shares")  # below these, names are free
+    for at in paths(content)[1:]:
+        if at[0] in FREE and len(at) > 1:
+            continue
+        wrong: list[Any] = [changed(content, at, lambda owner, field: owner.__setitem__(field, b"bytes"))]
+        if isinstance(at[-1], str) and not any(field in fixed for field in at[:-1]):
+            wrong.append(changed(content, at, lambda owner, field: owner.pop(field)))
+            wrong.append(changed(content, at, lambda owner, field: owner.__setitem__(f"{field} ", owner[field])))
+        for damaged in wrong:
+            files.save(path, damaged)
+            with pytest.raises(EnsembleKDError, match=f"^resume: expected a {name} written by fit, got "):
+                read_state(kind, path)
+            tried += 1
+    assert tried > 20
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (("progress", "epoch"), -1),
+        (("progress", "epoch"), 3),
+        (("progress", "epoch"), True),
+        (("progress", "batch"), 999),
+        (("progress", "step"), 1.0),
+        (("progress", "entries"), -1),
+        (("progress", "entries"), 999),
+        (("progress", "history"), []),
+        (("progress", "best"), {"epoch": 2, "rows": {}}),
+        (("progress", "best"), {"epoch": -1, "rows": {}}),
+        (("progress", "best"), {"epoch": 1, "rows": {"ensemble": {}}}),
+        (("progress", "recent"), {"sums": {}, "steps": -1}),
+        (("model",), {}),
+        (("model", "encoder.position_embedding"), torch.zeros(1)),
+        (("optimizer",), {}),
+        (("optimizer",), {"state": [], "param_groups": []}),
+        (("optimizer", "param_groups"), [{}]),
+        (("random",), []),
+        (("random", 0), {}),
+        (("random", 0, "torch"), torch.zeros(3, dtype=torch.uint8)),
+        (("random", 0, "python"), [3, [1], None]),
+        (("random", 0, "numpy"), ["MT19937"]),
+        (("shares",), [0.5]),
+        (("fingerprint",), {}),
+    ],
+    ids=str,
+)
+def test_content_that_does_not_fit_is_one_clear_error(at: Any, value: Any, folder: Path, tmp_path: Path) -> None:
+    for name in ("last.pt", "best.pt", "log.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    files.save(
+        tmp_path / "last.pt",
+        changed(files.load(folder / "last.pt"), at, lambda owner, field: owner.__setitem__(field, value)),
+    )
+    with pytest.raises(EnsembleKDError, match=r"^resume: expected .*, got "):
+        train(sasrec(losses=0), epochs=2, output_dir=tmp_path, schedule=lambda epoch, epochs: 1.0, resume=True)
 
 
 def draw() -> list[Any]:
@@ -97,10 +125,10 @@ def test_random_generators_go_on_where_they_were(tmp_path: Path) -> None:
     before = random_state()
     try:
         draw()  # an odd number of Gaussians, so that one is held back
-        checkpoints.save(tmp_path / "random.pt", random_state())
+        files.save(tmp_path / "random.pt", random_state())
         expected = draw()
         assert draw() != expected
-        set_random_state(checkpoints.load(tmp_path / "random.pt"))
+        set_random_state(files.load(tmp_path / "random.pt"))
         assert draw() == expected
     finally:
         set_random_state(before)
