@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble_kd.arguments import choice
 from ensemble_kd.encoders.parts import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
 
 
 class CausalBlock(nn.Module):
-    """Attention, then a point-wise ReLU net of width d (Sec. III-B, Eqs. 3 and 4), each in a residual (Sec. III-C)."""
+    """Attention, then a point-wise net (Sec. III-B, Eqs. 3 and 4), each in a residual (Sec. III-C)."""
 
-    def __init__(self, d_model: int, num_heads: int, p: float, norm_first: bool) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, d_ff: int, p: float, norm_first: bool, activation: str, distances: int
+    ) -> None:
         super().__init__()
         self.attention = SelfAttention(d_model, num_heads, p)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.inner, self.outer = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
-        self.p, self.norm_first = p, norm_first
+        self.inner, self.outer = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+        self.p, self.norm_first, self.activation = p, norm_first, activation
+        self.distance_bias = nn.Parameter(torch.zeros(num_heads, distances)) if distances else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""
         p = self.p if self.training else 0.0
+        if self.distance_bias is not None:
+            mask = mask + by_distance(self.distance_bias, x.shape[1]).to(mask.dtype)
         if self.norm_first:
             x = x + dropout(self.attention(self.norm1(x), mask), p)
             return x + dropout(self._pointwise(self.norm2(x), p), p)
@@ -31,7 +37,24 @@ class CausalBlock(nn.Module):
         return self.norm2(x + dropout(self._pointwise(x, p), p))  # type: ignore[no-any-return]
 
     def _pointwise(self, x: Tensor, p: float) -> Tensor:
-        return self.outer(dropout(F.relu(self.inner(x)), p))  # type: ignore[no-any-return]
+        inner = self.inner(x)
+        active = F.relu(inner) if self.activation == "relu" else F.gelu(inner)
+        return self.outer(dropout(active, p))  # type: ignore[no-any-return]
+
+
+def by_distance(bias: Tensor, length: int) -> Tensor:
+    """Return attention biases (h, queries, keys) of so many positions from biases (h, distances): bias[:, q - k].
+
+    Entries of later keys mean nothing.
+
+    Examples:
+        >>> by_distance(torch.tensor([[5.0, 6.0, 7.0]]), 2)
+        tensor([[[5., 0.],
+                 [6., 5.]]])
+    """
+    # Row q is a window of the reversed biases that begins at q - length + 1: no index, so no scattered gradient.
+    reversed_ = F.pad(bias[:, :length].flip(1), (0, length - 1))
+    return reversed_.unfold(1, length, 1).flip(1)
 
 
 class SASRec(SequenceEncoder):
@@ -50,8 +73,13 @@ class SASRec(SequenceEncoder):
         num_heads: attention heads, a divisor of ``d_model`` (the paper's default is 1).
         max_len: the longest l.
         dropout: on the embedding, the attention weights and in the sublayers (Sec. III-C).
+        d_ff: width of the point-wise net; ``d_model``, as in the paper, where None.
+        activation: of the point-wise net, "relu" as in the paper, or "gelu".
+        positions: "learned", a row for every position as in the paper, or "relative", a number per head and distance
+            that is added to the attention's scores, so that what is learned at one place of a long sequence holds at
+            every other.
         norm_first: x + Dropout(g(LayerNorm(x))) as in Sec. III-C, with a last LayerNorm as in the code; otherwise
-            LayerNorm(x + Dropout(g(x))).
+            LayerNorm(x + Dropout(g(x))), and a LayerNorm after the embedding, as in RecBole's SASRec.
         scale_embedding: multiply item embeddings by √d, as in the authors' code.
         init_std: of the normal that weights are drawn from, truncated at two standard deviations.
 
@@ -69,6 +97,7 @@ class SASRec(SequenceEncoder):
 
     causal: ClassVar[bool] = True
     above_diagonal: Tensor
+    position_embedding: nn.Parameter | None
 
     def __init__(
         self,
@@ -79,29 +108,47 @@ class SASRec(SequenceEncoder):
         num_heads: int = 1,
         max_len: int = 50,
         dropout: float = 0.2,
+        d_ff: int | None = None,
+        activation: Literal["relu", "gelu"] = "relu",
+        positions: Literal["learned", "relative"] = "learned",
         norm_first: bool = True,
         scale_embedding: bool = True,
         init_std: float = 0.02,
     ) -> None:
-        super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads)
+        d_ff = d_model if d_ff is None else d_ff
+        super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
         d_model, max_len = self.d_model, self.max_len
-        self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
+        choice("SASRec", "activation", activation, ("relu", "gelu"))
+        relative = choice("SASRec", "positions", positions, ("learned", "relative")) == "relative"
+        if relative:
+            self.register_parameter("position_embedding", None)
+        else:
+            self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
+        distances = max_len if relative else 0
         self.blocks = nn.ModuleList(
-            CausalBlock(d_model, num_heads, self.dropout, norm_first) for _ in range(num_layers)
+            CausalBlock(d_model, num_heads, d_ff, self.dropout, norm_first, activation, distances)
+            for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(d_model) if norm_first else nn.Identity()
+        # One LayerNorm is due outside the blocks in either form: after the last residual, or after the embedding.
+        self.norm, self.norm_first = nn.LayerNorm(d_model), norm_first
         self.scale = d_model**0.5 if scale_embedding else 1.0
         later = torch.ones(max_len, max_len, dtype=torch.bool).triu(1)
         self.register_buffer("above_diagonal", later, persistent=False)
         self.init_weights(init_std)
+        for name, parameter in self.named_parameters():
+            if name.endswith("distance_bias"):  # no distance is preferred at the start
+                nn.init.zeros_(parameter)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """item_ids (b, l) int64 -> hidden states (b, l, d)."""
         self.check(item_ids)
         length = item_ids.shape[1]
-        x = self.drop(self.item_embedding(item_ids) * self.scale + self.position_embedding[-length:])
+        x = self.item_embedding(item_ids) * self.scale
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[-length:]
+        x = self.drop(x if self.norm_first else self.norm(x))
         hidden = (item_ids == 0)[:, None, None, :] | self.above_diagonal[:length, :length]
         mask = hidden.to(x.dtype) * HIDDEN_KEY
         for block in self.blocks:
             x = block(x, mask)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x) if self.norm_first else x  # type: ignore[no-any-return]

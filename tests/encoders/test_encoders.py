@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state
 
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.encoders.parts import SequenceEncoder, dropout
+from ensemble_kd.encoders.sasrec import by_distance
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.testing import check_encoder
 
@@ -26,6 +27,9 @@ FACTORIES: dict[str, Factory] = {
         V, d_model=D, max_len=MAX_LEN, norm_first=True, output_head=True, **k
     ),
     "sasrec": lambda **k: SASRec(V, d_model=D, max_len=MAX_LEN, num_heads=2, **k),
+    "sasrec-relative": lambda **k: SASRec(
+        V, d_model=D, max_len=MAX_LEN, num_heads=2, d_ff=3 * D, activation="gelu", positions="relative", **k
+    ),
     "sasrec-post-norm": lambda **k: SASRec(V, d_model=D, max_len=MAX_LEN, norm_first=False, scale_embedding=False, **k),
     "gru4rec": lambda **k: GRU4Rec(V, d_model=D, max_len=MAX_LEN, num_layers=2, hidden_size=6, **k),
     "caser": lambda **k: Caser(V, d_model=D, max_len=MAX_LEN, window=3, horizontal=2, vertical=2, **k),
@@ -284,3 +288,34 @@ def test_bad_input_is_named(name: str) -> None:
         encoder(torch.ones(5, dtype=torch.long))
     with pytest.raises(EnsembleKDError, match=r"item_ids \(b, l\) of integers"):
         encoder(torch.ones(1, 5))
+
+
+def test_biases_by_distance_are_those_of_a_loop() -> None:
+    bias = torch.randn(2, MAX_LEN, dtype=torch.float64, requires_grad=True)
+    for length in (1, 2, MAX_LEN):
+        found = by_distance(bias, length)
+        want = torch.stack([torch.stack([bias[:, q - k] for k in range(q + 1)], 1).sum(1) for q in range(length)], 1)
+        assert torch.allclose(found.tril().sum(-1), want)
+        for q in range(length):
+            for k in range(q + 1):
+                assert torch.equal(found[:, q, k], bias[:, q - k])
+    by_distance(bias, MAX_LEN).tril().sum().backward()
+    assert bias.grad is not None
+    assert bias.grad[0].tolist() == [float(MAX_LEN - distance) for distance in range(MAX_LEN)]
+
+
+def test_relative_positions_shift_with_the_sequence() -> None:
+    """Without learned positions an item's state depends on what is before it alone, not on where it stands."""
+    encoder = SASRec(V, d_model=D, max_len=MAX_LEN, positions="relative", dropout=0.0).double().eval()
+    torch.nn.init.normal_(encoder.blocks[0].distance_bias)  # type: ignore[arg-type]
+    items = torch.tensor([[1, 2, 3, 4]])
+    longer = encoder(torch.cat([items, torch.tensor([[5]])], 1))[:, :-1]
+    assert torch.allclose(encoder(items), longer)
+    learned = SASRec(V, d_model=D, max_len=MAX_LEN, dropout=0.0).double().eval()
+    assert not torch.allclose(learned(items), learned(torch.cat([items, torch.tensor([[5]])], 1))[:, :-1])
+
+
+@pytest.mark.parametrize("options", [{"positions": "sine"}, {"activation": "tanh"}, {"d_ff": 0}])
+def test_sasrec_refuses_what_it_does_not_know(options: dict[str, object]) -> None:
+    with pytest.raises(EnsembleKDError, match=f"SASRec: expected {next(iter(options))}"):
+        SASRec(V, **options)  # type: ignore[arg-type]
