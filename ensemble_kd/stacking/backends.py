@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ensemble_kd.errors import EnsembleKDError, first_line
-from ensemble_kd.seeding import seeded
-from ensemble_kd.stacking.templates import Templates
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.torch_private import is_transformed, own_buffers, without_fast_path
 
 Backend = Literal["auto", "vmap", "loop"]
@@ -74,9 +72,20 @@ def call_all(
 
 
 def decide(
-    asked: Backend, members: int, device: str, obstacle_to_vmap: Callable[[], str | None]
+    asked: Backend,
+    members: int,
+    device: str,
+    obstacle_to_vmap: Callable[[], str | None],
+    seconds: Callable[[], tuple[float, float]],
 ) -> tuple[Literal["vmap", "loop"], str]:
     """Return the backend that serves, and why it was chosen.
+
+    Args:
+        asked: by the user.
+        members: their number.
+        device: its kind.
+        obstacle_to_vmap: finds out why vmap cannot serve; called where the answer matters.
+        seconds: measures a call of the loop and one of vmap; called if either could serve.
 
     Raises:
         EnsembleKDError: "vmap" was asked for, and there is an obstacle.
@@ -88,63 +97,17 @@ def decide(
     if members == 1 and asked == "auto":
         return "loop", "there is one member"
     obstacle = obstacle_to_vmap()
-    if obstacle is None:
-        return "vmap", "asked for" if asked == "vmap" else "vmap agrees with the loop"
     if asked == "vmap":
+        if obstacle is None:
+            return "vmap", "asked for"
         fix = 'Use backend="loop" (or "auto"), which runs any encoder.'
         raise EnsembleKDError("backend='vmap'", "an encoder that torch.vmap can run", obstacle, fix)
-    return "loop", f"vmap cannot serve: {obstacle}"
-
-
-def vmap_obstacle(
-    templates: Templates,
-    parameters: dict[str, Tensor],
-    stacked: dict[str, Tensor],
-    args: tuple[Tensor, ...],
-    *,
-    training: bool,
-) -> str | None:
-    """Return why vmap cannot run members on these inputs as the loop does; None if it can.
-
-    Every trial runs under a seed of its own, on copies of the buffers.
-    """
-
-    def looped(training: bool) -> Tensor:
-        with seeded(0), templates.lend(training=training) as lent:
-            return torch.stack(call_each(lent, parameters, _copied(stacked), args))
-
-    def vectorised(training: bool) -> Tensor:
-        with seeded(0), templates.lend(training=training) as lent:
-            return call_all(lent[0], parameters, _copied(stacked), args)
-
-    with torch.inference_mode(False):
-        args = tuple(a.clone() for a in args)  # normal tensors, where the caller is in inference mode
-        # The loop first: what it raises is the encoder's own error, and no matter of vmap.
-        with torch.no_grad():
-            looped(training)
-            expected = looped(False)
-        try:
-            if training:
-                with torch.enable_grad():
-                    out = vectorised(True)
-                    trained = [p for p in {id(p): p for p in parameters.values()}.values() if p.requires_grad]
-                    if trained and out.requires_grad:
-                        torch.autograd.grad(out.sum(), trained, allow_unused=True)
-            with torch.no_grad():
-                got = vectorised(False)
-        except Exception as error:  # whatever an encoder of somebody else's raises under vmap
-            return first_line(error)
-    error_ratio = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-    exact = expected.dtype in (torch.float32, torch.float64)
-    if not error_ratio <= (1e-3 if exact and not torch.is_autocast_enabled(expected.device.type) else 5e-2):
-        return f"outputs that differ from the members' own by {error_ratio:.1e} (state beside parameters and buffers?)"
-    return None
-
-
-def _copied(buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, one buffer under two names as one copy."""
-    made = {id(b): b.clone() for b in buffers.values()}
-    return {name: made[id(b)] for name, b in buffers.items()}
+    if obstacle is not None:
+        return "loop", f"vmap cannot serve: {obstacle}"
+    loop, vmap = seconds()
+    if vmap < loop:
+        return "vmap", f"vmap agrees with the loop, and took {vmap * 1e3:.2g} ms to its {loop * 1e3:.2g} ms"
+    return "loop", f"the loop took {loop * 1e3:.2g} ms to vmap's {vmap * 1e3:.2g} ms"
 
 
 def _overwrite(name: str, buffer: Tensor, value: Tensor) -> None:

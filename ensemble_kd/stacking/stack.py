@@ -17,17 +17,11 @@ from torch import Tensor, nn
 from ensemble_kd.arguments import choice
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import seeded
-from ensemble_kd.stacking.backends import (
-    Backend,
-    call_all,
-    call_each,
-    call_one,
-    decide,
-    vmap_obstacle,
-)
+from ensemble_kd.stacking.backends import Backend, call_all, call_each, call_one, decide
 from ensemble_kd.stacking.build import check_members, leave_weightless
 from ensemble_kd.stacking.templates import Reader, Templates
 from ensemble_kd.stacking.tree import fill, stack_into, values_of
+from ensemble_kd.stacking.trial import Trial, seconds_of, vmap_obstacle
 from ensemble_kd.torch_private import is_batch_norm, own_buffers
 
 
@@ -135,13 +129,16 @@ class StackedModule(nn.Module):
                 len(self),
                 device,
                 lambda: self.vmap_obstacle(*(a[:2] for a in args), training=training),
+                lambda: seconds_of(self._trial(args), training=self._mode(training)),
             )
         return self.decisions[key]
 
     def vmap_obstacle(self, *args: Tensor, training: bool | None = None) -> str | None:
         """Return why vmap cannot run the members on these inputs as the loop does; None if it can. Leaves no trace."""
-        parameters, buffers = values_of(self)
-        return vmap_obstacle(self._templates, parameters, buffers, args, training=self._mode(training))
+        return vmap_obstacle(self._trial(args), training=self._mode(training))
+
+    def _trial(self, args: tuple[Tensor, ...]) -> Trial:
+        return Trial(self._templates, *values_of(self), args)
 
     # ----------------------------------------------------------------------------------------------------- members
 

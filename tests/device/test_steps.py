@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -55,6 +56,25 @@ def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
         assert grads.keys() == exact.keys()
         for name, grad in grads.items():
             assert largest_error(grad, exact[name]) < bound, name
+
+
+@pytest.mark.parametrize("encoder", ["BERT4Rec", "SASRec", "Caser"])
+def test_vmap_serves_in_training_and_auto_takes_what_it_measures(encoder: str) -> None:
+    with simulated.device() as log:
+        model = cases.moved(cases.build(encoder, cases.OBJECTIVES["next"], dropout=0.1, backend="auto"))
+        ids = cases.batch().to(simulated.NAME)
+        assert model.encoder.vmap_obstacle(ids) is None
+        optimizer = cases.optimizer(model)
+        cases.step(model, ids, optimizer, torch.float32)
+        (why,) = model.backend.values()
+        assert re.fullmatch(
+            r"vmap \(vmap agrees with the loop, and took \S+ ms to its \S+ ms\)|"
+            r"loop \(the loop took \S+ ms to vmap's \S+ ms\)",
+            why,
+        )
+        log.clear()
+        cases.step(model, ids, optimizer, torch.float32)
+        assert log.waits == []
 
 
 def test_the_device_refuses_tensors_of_two_devices() -> None:
