@@ -31,6 +31,15 @@ OBJECTIVES: dict[str, Objective] = {
     "next, sampled": NextItem(negatives=16),
     "next, masked inputs": NextItem(views=2, mask_ratio=0.3),
 }
+
+
+def trains(encoder: str, objective: str) -> bool:
+    """Return True for an encoder that the objective suits; one encoder takes the rarest of them."""
+    if objective.startswith("masked"):
+        return encoder == "BERT4Rec"
+    return encoder == "SASRec" or (encoder != "BERT4Rec" and objective != "next, masked inputs")
+
+
 LOSSES = 0.5 * AP() + 0.1 * (ICL() + CCL()) + 0.5 * KD(temperature=0.5)
 
 

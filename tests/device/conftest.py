@@ -1,4 +1,7 @@
-"""Device tests run last: a registered device stays in the process, and the other tests are to know of none."""
+"""Device tests have a process of their own: autograd counts the devices once, at the first backward pass.
+
+``pytest -m device`` is such a process. Where other tests run too, ``test_process.py`` starts one.
+"""
 
 from __future__ import annotations
 
@@ -6,5 +9,8 @@ import pytest
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("device") is not None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    theirs = [item for item in items if item.get_closest_marker("device") is not None]
+    if len(theirs) < len(items):
+        config.hook.pytest_deselected(items=theirs)
+        items[:] = [item for item in items if item not in theirs]
