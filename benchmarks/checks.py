@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from benchmarks import baseline, recipes
-from benchmarks.common import Row, sig
+from benchmarks.common import Row, kept, sig
 from ensemble_kd import EnsembleKD, MaskedItem
 from ensemble_kd import functional as ekd
 from ensemble_kd.data import synthetic
@@ -61,14 +63,20 @@ def fused_loss(quick: bool, device: str, compiled: bool) -> list[Row]:
         return [total.detach(), *torch.autograd.grad(total, tensors)]
 
     exact, usual = plain(torch.float64), plain(torch.float32)
-    rows = []
+    pairs = list(zip(usual, exact, strict=True))
+    rows: list[Row] = []
+
+    def compare(what: str, product: torch.dtype, with_compiler: bool) -> list[Row]:
+        found = tiled(product, with_compiler)
+        bounds = [2 * relative(u, e) + 1e-6 if product == torch.float32 else BFLOAT16_BOUND for u, e in pairs]
+        parts = ("total", "d hidden", "d weight", "d bias")
+        errors = [relative(f, e) for f, e in zip(found, exact, strict=True)]
+        return [row(f"{what}, {name}", *values) for name, *values in zip(parts, errors, bounds, strict=True)]
+
     for product in (torch.float32, torch.bfloat16):
         for with_compiler in (False, True) if compiled else (False,):
-            found = tiled(product, with_compiler)
-            for name, f, e, u in zip(("total", "d hidden", "d weight", "d bias"), found, exact, usual, strict=True):
-                bound = 2 * relative(u, e) + 1e-6 if product == torch.float32 else BFLOAT16_BOUND
-                how = f"{str(product).removeprefix('torch.')}{', compiled' if with_compiler else ''}"
-                rows.append(row(f"fused loss, {how}, {name}", relative(f, e), bound))
+            what = f"fused loss, {str(product).removeprefix('torch.')}{', compiled' if with_compiler else ''}"
+            rows += kept(what, functools.partial(compare, what, product, with_compiler))
     return rows
 
 
@@ -102,45 +110,42 @@ def mask_counts(quick: bool, device: str) -> Row:
     return row("masks that are wrong", wrong, 0)
 
 
-def backends(device: str) -> list[Row]:
-    """Total and gradients of a whole loss under both backends, against separate modules in float64."""
+def backend(name: Backend, device: str) -> list[Row]:
+    """Total and gradients of a whole loss under a backend, against separate modules in float64."""
     data, weights = synthetic(60, 120), baseline.Weights(1.0, 0.3, 0.2, 0.9)
     item_ids = data.train_windows(recipes.WINDOW)[:12].to(device)
-    rows = []
-    both: tuple[Backend, ...] = ("loop", "vmap")
-    for backend in both:
-        model = EnsembleKD(
-            lambda: recipes.encoder(data.num_items, 16, dropout=0.0),
-            3,
-            objective=MaskedItem(mask_ratio=0.3, views=2),
-            losses=weights.losses(),
-            item_attributes=data.item_attributes,
-            backend=backend,
-        ).to(device)
-        total = model.loss(item_ids, generator=torch.Generator(device).manual_seed(3)).total
-        total.backward()
-        members = [member.double() for member in baseline.members_of(model)]
-        again = torch.Generator(device).manual_seed(3)
-        draw = model.objective.draw(item_ids, mask_token=model.mask_token, generator=again)
-        assert model.attribute_table is not None
-        exact = baseline.loss(members, draw, model.attribute_table, weights)
-        exact.backward()
-        rows.append(row(f"{backend}, total", relative(total.detach(), exact.detach()), 1e-5))
-        each = [dict(member.encoder.named_parameters()) for member in members]
-        largest = 0.0
-        for name, parameter in model.encoder.named_parameters():
-            found, wanted = parameter.grad, [own[name].grad for own in each]
-            assert found is not None
-            largest = max(largest, relative(found, torch.stack([g for g in wanted if g is not None])))
-        rows.append(row(f"{backend}, gradients", largest, 1e-3))
-    return rows
+    model = EnsembleKD(
+        lambda: recipes.encoder(data.num_items, 16, dropout=0.0),
+        3,
+        objective=MaskedItem(mask_ratio=0.3, views=2),
+        losses=weights.losses(),
+        item_attributes=data.item_attributes,
+        backend=name,
+    ).to(device)
+    total = model.loss(item_ids, generator=torch.Generator(device).manual_seed(3)).total
+    total.backward()
+    members = [member.double() for member in baseline.members_of(model)]
+    again = torch.Generator(device).manual_seed(3)
+    draw = model.objective.draw(item_ids, mask_token=model.mask_token, generator=again)
+    assert model.attribute_table is not None
+    exact = baseline.loss(members, draw, model.attribute_table, weights)
+    exact.backward()
+    found = row(f"{name}, total", relative(total.detach(), exact.detach()), 1e-5)
+    each = [dict(member.encoder.named_parameters()) for member in members]
+    largest = 0.0
+    for path, parameter in model.encoder.named_parameters():
+        grad, wanted = parameter.grad, [own[path].grad for own in each]
+        assert grad is not None
+        largest = max(largest, relative(grad, torch.stack([g for g in wanted if g is not None])))
+    return [found, row(f"{name}, gradients", largest, 1e-3)]
 
 
 def run(quick: bool, device: str = "cpu", compiled: bool = True) -> list[Row]:
     """Rows: error, its bound, whether it is within."""
+    both: tuple[Backend, ...] = ("loop", "vmap")
     return [
-        *fused_loss(quick, device, compiled),
-        rank_counts(quick, device),
-        mask_counts(quick, device),
-        *backends(device),
+        *kept("fused loss", lambda: fused_loss(quick, device, compiled)),
+        *kept("ranks", lambda: rank_counts(quick, device)),
+        *kept("masks", lambda: mask_counts(quick, device)),
+        *(found for name in both for found in kept(name, functools.partial(backend, name, device))),
     ]

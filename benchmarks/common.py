@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -22,6 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble_kd.data import SequenceData, read_text, synthetic
+from ensemble_kd.errors import first_line
 
 Row = dict[str, object]
 Step = Callable[[], object]
@@ -37,19 +39,24 @@ class Times:
     """Milliseconds of one variant, one number a round."""
 
     ms: tuple[float, ...]
+    error: str | None = None  # why the variant could not run; then its times are infinite
 
     @property
     def median(self) -> float:
-        return statistics.median(self.ms)
+        return math.inf if self.error else statistics.median(self.ms)
 
     @property
     def best(self) -> float:
-        return min(self.ms)
+        return math.inf if self.error else min(self.ms)
 
     def row(self) -> Row:
+        if self.error:
+            return {"error": self.error}
         return {"median_ms": sig(self.median), "best_ms": sig(self.best), "worst_ms": sig(max(self.ms))}
 
     def faster_than(self, other: Times) -> Row:
+        if self.error or other.error:
+            return {}
         return {
             "times_faster": sig(other.median / self.median, 3),
             "times_faster_best": sig(other.best / self.best, 3),
@@ -62,8 +69,9 @@ def sig(value: float, digits: int = 4) -> float:
 
 
 def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Wait for the accelerator, if there is one."""
+    if torch.accelerator.is_available() and (kind := torch.accelerator.current_accelerator()) is not None:
+        torch.get_device_module(kind).synchronize()
 
 
 def timed_ms(step: Step) -> float:
@@ -75,17 +83,36 @@ def timed_ms(step: Step) -> float:
 
 
 def interleaved(what: str, steps: Mapping[str, Step], rounds: int, warm_up: int = 1) -> dict[str, Times]:
-    """Every round runs each variant once, so that a busy machine slows all alike; the first rounds do not count."""
+    """Run each variant once per round, so that a busy machine slows all alike; the first rounds do not count.
+
+    A variant that fails is left out of the rounds that follow, and its ``Times`` gives the reason.
+    """
     kept: dict[str, list[float]] = {name: [] for name in steps}
+    failed: dict[str, str] = {}
     for i in range(-warm_up, rounds):
         said = f"round {i + 1}/{rounds}" if i >= 0 else "warming up"
         for name, step in steps.items():
+            if name in failed:
+                continue
             say(f"{what}: {said}, {name}")
-            ms = timed_ms(step)
+            try:
+                ms = timed_ms(step)
+            except Exception as error:  # on a lent device one variant's fault must not cost the others their rows
+                failed[name] = first_line(error)
+                continue
             if i >= 0:
                 kept[name].append(ms)
     say("")
-    return {name: Times(tuple(ms)) for name, ms in kept.items()}
+    return {name: Times(tuple(ms), failed.get(name)) for name, ms in kept.items()}
+
+
+def kept(what: str, run: Callable[[], Row | list[Row]]) -> list[Row]:
+    """Return the rows of a part, or one row that gives the reason why there are none."""
+    try:
+        found = run()
+    except Exception as error:
+        return [{"what": what, "error": first_line(error)}]
+    return found if isinstance(found, list) else [found]
 
 
 def say(text: str) -> None:
@@ -125,6 +152,14 @@ def _measure_memory(make: Callable[..., Step], small: tuple[Any, ...], full: tup
 
 
 def memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, ...], device: str = "cpu") -> Row:
+    """Return the MiB of a first step, see ``_memory``, or the reason why it could not run."""
+    try:
+        return _memory(make, small, full, device)
+    except Exception as error:
+        return {"memory_error": first_line(error)}
+
+
+def _memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, ...], device: str = "cpu") -> Row:
     """MiB of a first step: at its peak, and above what was held before. ``make(*full)`` builds it, ``small`` warms up.
 
     On a CPU it is the resident set of a process of its own, where the kernel keeps such an account; on CUDA what the

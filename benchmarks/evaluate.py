@@ -57,6 +57,8 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
         found = interleaved(f"evaluate, {subset.num_users} users", steps, rounds=2 if quick else 5)
         for name, times in found.items():
             row: Row = {"users": subset.num_users, "scorers": len(model) + 1, "d": d, "v": data.num_items}
-            row |= {"variant": name, **times.row(), "users_per_s": sig(subset.num_users / times.median * 1e3)}
+            row |= {"variant": name, **times.row()}
+            if not times.error:
+                row["users_per_s"] = sig(subset.num_users / times.median * 1e3)
             rows.append(row | (times.faster_than(found[SORT]) if SORT in found else {}))
     return rows

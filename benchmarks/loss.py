@@ -71,11 +71,12 @@ def run(quick: bool, device: str = "cpu", compiled: bool = True) -> list[Row]:
         steps = {name: make(name, t, d, v, device) for name in VARIANTS if compiled or "compiled" not in name}
         found = interleaved(f"loss, d={d}", steps, rounds=2 if quick else 5)
         for name, times in found.items():
-            limit = matmul_gflops(torch.bfloat16 if "bfloat16" in name else torch.float32, quick, device)
             row: Row = {"n": N, "t": t, "d": d, "v": v, "variant": name, **times.row()}
             row |= times.faster_than(found[STORED])
             row |= memory(make, (name, 2, d, v, device), (name, t, d, v, device), device)
-            row["matmul_share"] = sig(6 * N * t * d * v / times.best / 1e6 / limit, 3)
+            if not times.error:
+                limit = matmul_gflops(torch.bfloat16 if "bfloat16" in name else torch.float32, quick, device)
+                row["matmul_share"] = sig(6 * N * t * d * v / times.best / 1e6 / limit, 3)
             if name.endswith("compiled"):
                 row["tiles"] = compile_status()
             rows.append(row)

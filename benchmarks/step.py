@@ -56,7 +56,9 @@ def width(d: int, quick: bool, device: str) -> list[Row]:
         row: Row = {"d": d, "views": views, "variant": variant, **found[variant].row()}
         row |= found[variant].faster_than(found[REFERENCE])
         row |= held[variant]
-        if variant != REFERENCE:  # whose products are the same, and whose step takes too long for one more
+        if (
+            variant != REFERENCE and not found[variant].error
+        ):  # whose products are the same, and whose step takes too long for one more
             speed = gflop(steps[variant]) / found[variant].best * 1e3
             row["matmul_share"] = sig(speed / matmul_gflops(dtype_of(variant), quick, device), 3)
         rows.append(row)

@@ -76,6 +76,29 @@ def test_the_baseline_computes_the_librarys_loss(weights: baseline.Weights) -> N
     torch.testing.assert_close(weight_grads, model.item_classifier.weight.grad, rtol=1e-8, atol=1e-10)
 
 
+def test_a_variant_that_fails_keeps_its_row_and_the_others_theirs() -> None:
+    def fails() -> None:
+        raise RuntimeError("no kernel\nat all")
+
+    found = common.interleaved("test", {"good": lambda: None, "bad": fails}, rounds=2)
+    assert found["good"].row().keys() == {"median_ms", "best_ms", "worst_ms"}
+    assert found["bad"].row() == {"error": "RuntimeError: no kernel"}
+    assert found["bad"].faster_than(found["good"]) == found["good"].faster_than(found["bad"]) == {}
+    assert common.kept("part", fails) == [{"what": "part", "error": "RuntimeError: no kernel"}]  # type: ignore[arg-type]
+    assert common.kept("part", lambda: {"ok": True}) == [{"ok": True}]
+    assert "no kernel" in str(common.memory(lambda *_: fails, (), (), "cuda"))
+
+
+def test_a_check_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Row:
+        raise ValueError("not here")
+
+    monkeypatch.setattr(checks, "rank_counts", refuse)
+    rows = checks.run(True, compiled=False)
+    assert {"what": "ranks", "error": "ValueError: not here"} in rows
+    assert sum(bool(row.get("ok")) for row in rows) == len(rows) - 1
+
+
 def numbers(rows: list[Row]) -> list[float]:
     return [value for row in rows for value in row.values() if isinstance(value, int | float)]
 
