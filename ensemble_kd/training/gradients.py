@@ -46,7 +46,7 @@ def merge_rows(grad: Tensor) -> Tensor:
     """A sparse gradient (n, r, \\*rest) with each row's parts added up.
 
     On a CPU every row stands in it once. An accelerator would have to report their number to the host, so there the
-    first of equal rows holds the sum, and the others hold 0.
+    first of equal rows has the sum, and the others have 0.
     """
     return grad.coalesce() if grad.device.type == "cpu" else _merge_in_place(grad)
 

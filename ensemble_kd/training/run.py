@@ -34,7 +34,7 @@ class Run:
         self.model, self.data, self.settings, self.device = model, data, settings, model.device
         self.place = place
         self.windows = Windows(model, data, settings, place)
-        # Taken before training, which may set losses anew or change what encoders hold beside their parameters.
+        # Taken before training, which may set losses anew or change what encoders have besides their parameters.
         told = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
         fingerprint = {name: value for each in told for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]

@@ -21,7 +21,7 @@ from ensemble_kd import (
     fit,
 )
 from ensemble_kd.data import BatchPlan, SequenceData
-from ensemble_kd.encoders import BERT4Rec
+from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
 from tests.training.runs import (
     DATA,
