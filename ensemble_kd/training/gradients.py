@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ensemble_kd.arguments import number
 from ensemble_kd.distributed import beside, whole
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.torch_private import sparse_parts
 
 
 @torch.no_grad()
 def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
-    """Scale each member's gradient to a norm of at most ``max_norm``, in place; returns the norms before, (n,).
+    """Scale each member's gradient to a norm of at most ``max_norm``, in place, and return the norms before, (n,).
 
     A norm over all members would couple them: one member's spike would slow the others.
+
+    Raises:
+        EnsembleKDError: max_norm <= 0, or parameters without a gradient.
 
     Examples:
         >>> p = torch.zeros(2, 3, requires_grad=True)
@@ -23,10 +29,13 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
         >>> clip_members_([p], 1.0), p.grad.norm(dim=1)
         (tensor([5.0000, 0.5000]), tensor([1.0000, 0.5000]))
     """
+    number("clip_members_", "max_norm", max_norm, above=0, most=math.inf)
     for p in parameters:
         if p.grad is not None and p.grad.is_sparse:
             p.grad = merge_rows(p.grad)
     grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        raise EnsembleKDError("clip_members_", "parameters with gradients", "none", "Call backward() first.")
     each = [whole(member_norms(g)) for g in grads]
     norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
     scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
@@ -43,9 +52,9 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
 
 
 def merge_rows(grad: Tensor) -> Tensor:
-    """A sparse gradient (n, r, \\*rest) with each row's parts added up.
+    """Return a sparse gradient (n, r, \\*rest) with the parts of each row added up.
 
-    On a CPU every row stands in it once. An accelerator would have to report their number to the host, so there the
+    On a CPU every row is in it once. An accelerator would have to report their number to the host, so there the
     first of equal rows has the sum, and the others have 0.
     """
     return grad.coalesce() if grad.device.type == "cpu" else _merge_in_place(grad)
@@ -59,7 +68,7 @@ def _merge_in_place(grad: Tensor) -> Tensor:
 
 
 def member_norms(grad: Tensor) -> Tensor:
-    """The norm of each member's gradient, (n,); of a sparse one after ``merge_rows``.
+    """Return the norm of each member's gradient, (n,). A sparse gradient goes through ``merge_rows`` first.
 
     Examples:
         >>> member_norms(torch.tensor([[[3.0, 4.0]], [[0.0, 1.0]]]).to_sparse(2))

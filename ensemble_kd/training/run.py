@@ -35,9 +35,12 @@ class Run:
         self.place = place
         self.windows = Windows(model, data, settings, place)
         # Taken before training, which may set losses anew or change what encoders have besides their parameters.
-        told = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
-        fingerprint = {name: value for each in told for name, value in each.items()}
+        every = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
+        fingerprint = {name: value for each in every for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            fix = "Leave requires_grad of some parameters at True."
+            raise EnsembleKDError("fit", "a model with parameters to train", "frozen ones alone", fix)
         self.loss = SpreadLoss(model, place, tables=model.sparse_tables(), constant=["attribute_table"])
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
@@ -141,8 +144,8 @@ class Run:
             norms = clip_members_(self.parameters, self.settings.max_grad_norm)
             if self.device.type == "cpu":
                 norms = gather_members(norms, self.place)
-                told = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
-                check_terms(told, f"step {self.progress.step + 1}")
+                named = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}
+                check_terms(named, f"step {self.progress.step + 1}")
         self.optimizer.step()
 
     def _take_means(self) -> dict[str, float]:

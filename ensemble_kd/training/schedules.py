@@ -1,4 +1,4 @@
-"""Learning rates and weights over a run, as functions of the epoch alone: without state, a run resumes exactly."""
+"""Learning rates and weights over a run. They depend on the epoch alone, so that a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.arguments import number, ratio, whole
 
 
 class Schedule(Protocol):
-    """The learning rate, or the weight of what members teach each other, as a share of the given one."""
+    """A share of the learning rate, or of the weights of ICL, CCL and KD, over a run."""
 
     def __call__(self, epoch: float, epochs: int) -> float:
-        """Share at ``epoch`` (fractional, from 0) of ``epochs``."""
+        """Return the share at ``epoch`` (fractional, from 0) of ``epochs``."""
         ...
 
 
@@ -33,8 +33,8 @@ class StepDecay:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _check("StepDecay", "every >= 1", self.every, self.every >= 1)
-        _check("StepDecay", "factor in (0, 1]", self.factor, 0 < self.factor <= 1)
+        whole("StepDecay", "every", self.every, least=1)
+        ratio("StepDecay", "factor", self.factor, above_zero=True)
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
         return float(self.factor ** (epoch // self.every))
@@ -56,8 +56,8 @@ class Cosine:
     floor: float = 0.01
 
     def __post_init__(self) -> None:
-        _check("Cosine", "warmup >= 0", self.warmup, 0 <= self.warmup < math.inf)
-        _check("Cosine", "floor in [0, 1]", self.floor, 0 <= self.floor <= 1)
+        number("Cosine", "warmup", self.warmup, least=0)
+        ratio("Cosine", "floor", self.floor)
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
         if epoch < self.warmup:
@@ -68,10 +68,10 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Ramp:
-    """Nothing up to ``start``, all from ``full`` on, a straight line between; both as shares of the run.
+    """Rise from 0 at ``start`` to 1 at ``full`` along a straight line; both are shares of the run.
 
-    For ``fit(transfer=...)``: networks that have learned nothing yet have nothing to teach, and members that strong KD
-    taught from the start were more alike and together worse (benchmarks/paper/REPORT.md, "What was tried"). Terms of
+    For ``fit(transfer=...)``. A network that has learned nothing yet has nothing to teach. With strong KD from the
+    start, members became more alike and the ensemble worse (benchmarks/paper/REPORT.md, "What was tried"). Terms of
     weight 0 are not computed.
 
     Raises:
@@ -86,16 +86,10 @@ class Ramp:
     full: float
 
     def __post_init__(self) -> None:
-        _check("Ramp", "start in [0, full]", self.start, 0 <= self.start <= self.full)
-        _check("Ramp", "full <= 1", self.full, self.full <= 1)
+        number("Ramp", "start", self.start, least=0, most=ratio("Ramp", "full", self.full))
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
         done = epoch / epochs
         if done >= self.full:
             return 1.0
         return max(0.0, done - self.start) / max(self.full - self.start, 1e-9)
-
-
-def _check(where: str, expected: str, got: float, ok: bool) -> None:
-    if not ok:
-        raise EnsembleKDError(where, expected, repr(got), "Pass such a number.")

@@ -107,6 +107,15 @@ def test_gradients_are_clipped_member_by_member() -> None:
     assert torch.equal(parameters[0].grad[0], before[0][0])  # type: ignore[index]
 
 
+def test_what_cannot_be_clipped() -> None:
+    with pytest.raises(EnsembleKDError, match=r"^clip_members_: expected parameters with gradients, got none\. Call"):
+        clip_members_([torch.zeros(2, 3, requires_grad=True)], 1.0)
+    with pytest.raises(EnsembleKDError, match=r"^clip_members_: expected max_norm, a number > 0, got 0\.0\."):
+        clip_members_([], 0.0)
+    with pytest.raises(EnsembleKDError, match=r"^fit: expected a model with parameters to train, got frozen"):
+        train(sasrec().requires_grad_(False), epochs=1)
+
+
 def test_the_gradient_norm_limits_the_run() -> None:
     def gradient(limit: float | None) -> float:
         model = sasrec()

@@ -20,13 +20,13 @@ def test_schedules() -> None:
     assert [Ramp(0.5, 1.0)(e, 4) for e in (0, 2, 3, 4)] == [0, 0, 0.5, 1]
     assert [Ramp(0.5, 0.5)(e, 4) for e in (1.9, 2, 4)] == [0, 1, 1]
     for made, named in (
-        (lambda: StepDecay(0), "StepDecay: expected every >= 1, got 0"),
-        (lambda: StepDecay(1, 0.0), "factor in"),
-        (lambda: Cosine(-1.0), "Cosine: expected warmup >= 0"),
-        (lambda: Cosine(floor=math.nan), "floor in"),
-        (lambda: Ramp(0.5, 0.4), r"Ramp: expected start in \[0, full\], got 0.5"),
-        (lambda: Ramp(0.5, 1.1), "Ramp: expected full <= 1, got 1.1"),
-        (lambda: Ramp(-0.1, 0.4), "Ramp: expected start in"),
+        (lambda: StepDecay(0), "StepDecay: expected every, a whole number >= 1, got 0"),
+        (lambda: StepDecay(1, 0.0), "factor, a number in"),
+        (lambda: Cosine(-1.0), "Cosine: expected warmup, a finite number >= 0"),
+        (lambda: Cosine(floor=math.nan), "floor, a number in"),
+        (lambda: Ramp(0.5, 0.4), r"Ramp: expected start, a number in \[0, 0\.4\], got 0\.5"),
+        (lambda: Ramp(0.5, 1.1), r"Ramp: expected full, a number in \[0, 1\], got 1\.1"),
+        (lambda: Ramp(-0.1, 0.4), "Ramp: expected start, a number in"),
     ):
         with pytest.raises(EnsembleKDError, match=named):
             made()
