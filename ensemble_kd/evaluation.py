@@ -1,4 +1,4 @@
-"""Leave-one-out evaluation over the whole item set, of the ensemble and of each member, in one pass (Sec. 4.1.2)."""
+"""Evaluation of held-out items over all items, of the ensemble and of each member, in one pass (Sec. 4.1.2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ensemble_kd.distributed import (
     sum_members_,
     sum_rows,
 )
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, check_catalogue
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import metric_row, ranks
 
@@ -47,7 +47,7 @@ class Evaluation:
     Args:
         protocol: the items that were ranked, and those that were left out, in words.
         rows: scorer ("member 0", ..., "ensemble") -> metric -> value.
-        ranks: scorer -> (num_users,) int64 rank of the target from 0, in the users' order, for paired tests.
+        ranks: scorer -> (users,) int64 rank of the target from 0, of each user that has one, for paired tests.
     """
 
     protocol: str
@@ -108,7 +108,8 @@ def evaluate(
         Metrics and ranks of "member 0", ..., "ensemble".
 
     Raises:
-        EnsembleKDError: an argument that cannot be used, or data of another number of items than the model's.
+        EnsembleKDError: an argument that cannot be used, a split without targets, or data of other items than the
+            model's.
 
     Examples:
         >>> from ensemble_kd.data import SequenceData
@@ -121,9 +122,8 @@ def evaluate(
     choice("evaluate", "exclude", exclude, get_args(Exclude))
     batch_size = whole("evaluate", "batch_size", batch_size, least=1)
     max_len = None if max_len is None else whole("evaluate", "max_len", max_len, least=1)
-    if data.num_items != model.num_items:
-        fix = "Build the model with num_items=data.num_items."
-        raise EnsembleKDError("evaluate", f"data of {model.num_items} items, as the model", str(data.num_items), fix)
+    check_catalogue("evaluate", model, data)
+    _require_targets("evaluate", data, split)
     place = model.place if place is None else place
     shown = _shown(model, max_len)
     with gathered(model):
@@ -135,9 +135,8 @@ def evaluate(
     found = torch.cat([gather_members(found[:-1], place), found[-1:]])
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
-    return Evaluation(
-        protocol(data, split, exclude, shown), {s: metric_row(r) for s, r in by_scorer.items()}, by_scorer
-    )
+    words = protocol(data, split, exclude, shown, found.shape[1])
+    return Evaluation(words, {s: metric_row(r) for s, r in by_scorer.items()}, by_scorer)
 
 
 def _ranks_of(
@@ -203,6 +202,7 @@ def evaluate_popularity(
     """
     choice("evaluate_popularity", "exclude", exclude, get_args(Exclude))
     max_len = whole("evaluate_popularity", "max_len", max_len, least=1)
+    _require_targets("evaluate_popularity", data, split)
     popularity, target, (history, offsets) = data.popularity(), data.target(split), data.history(split)
     found = torch.empty(len(target), dtype=torch.int64)
     totals = offsets.diff().clamp(max=max_len) if exclude == "window" else offsets.diff()
@@ -210,13 +210,21 @@ def evaluate_popularity(
         width = int(totals[users].max())
         seen = None if exclude == "none" else left_padded(history, offsets[users + 1], totals[users], width)
         found[users] = ranks(popularity.expand(len(users), -1), target[users], seen)
-    return Evaluation(protocol(data, split, exclude, max_len), {"popularity": metric_row(found)}, {"popularity": found})
+    words = protocol(data, split, exclude, max_len, len(target))
+    return Evaluation(words, {"popularity": metric_row(found)}, {"popularity": found})
 
 
-def protocol(data: AnySequences, split: str, exclude: Exclude, window: int) -> str:
+def protocol(data: AnySequences, split: str, exclude: Exclude, window: int, users: int) -> str:
     """Return the protocol in words, to go with every result."""
     of = f" of the newest {window} items" if exclude == "window" else ""
-    return f"leave-one-out {split}, {data.num_users} users, all {data.num_items} items ranked, exclude={exclude!r}{of}"
+    return f"{data.held_out} {split}, {users} users, all {data.num_items} items ranked, exclude={exclude!r}{of}"
+
+
+def _require_targets(where: str, data: AnySequences, split: Literal["valid", "test"]) -> None:
+    choice(where, "split", split, ("valid", "test"))
+    if not data.has_targets(split):
+        fix = 'Hold some items out: holdout="last", or from_interactions(..., holdout=AtTime(...)).'
+        raise EnsembleKDError(where, f"users with a {split} target", f"none ({data.held_out})", fix)
 
 
 def _shown(model: EnsembleKD, max_len: int | None) -> int:

@@ -220,7 +220,7 @@ def test_columns_stand_below_each_other() -> None:
         ({"max_len": 0}, "expected max_len, a whole number >= 1, got 0"),
         ({"batch_size": 0}, "expected batch_size, a whole number >= 1, got 0"),
         ({"split": "train"}, "expected split 'valid' or 'test', got 'train'"),
-        ({"split": "dev"}, "expected split 'train', 'valid' or 'test', got 'dev'"),
+        ({"split": "dev"}, "expected split 'valid' or 'test', got 'dev'"),
         ({"precision": "float16"}, "expected precision 'float32' or 'bfloat16', got 'float16'"),
     ],
 )

@@ -1,26 +1,33 @@
-"""Sequences of users' items, in memory or on disk: readers, leave-one-out, windows, batches, a synthetic default."""
+"""Sequences of users' items, in memory or on disk: readers, what is held out, windows, batches, a synthetic default."""
 
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
+from ensemble_kd.data.holdout import Cuts, Holdout
 from ensemble_kd.data.mapped import AnySequences, MappedSequences
 from ensemble_kd.data.ragged import left_padded
 from ensemble_kd.data.readers.amazon import read_amazon
 from ensemble_kd.data.readers.movielens import read_movielens
 from ensemble_kd.data.readers.recbole import read_recbole
 from ensemble_kd.data.readers.text import read_text
-from ensemble_kd.data.sequences import SequenceData, Split
+from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.splits import Split
 from ensemble_kd.data.synthetic import synthetic
+from ensemble_kd.data.vocabulary import Unknown, Vocabulary
 from ensemble_kd.data.writing import write_sequences
 
 __all__ = [
     "AnySequences",
     "BatchPlan",
     "BlockPlan",
+    "Cuts",
+    "Holdout",
     "ItemAttributes",
     "MappedSequences",
     "SequenceData",
     "Split",
+    "Unknown",
+    "Vocabulary",
     "left_padded",
     "read_amazon",
     "read_movielens",

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import whole
+from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data.attributes import ItemAttributes
+from ensemble_kd.data.holdout import NAMES, Named, held
 from ensemble_kd.data.opening import open_sequences
 from ensemble_kd.data.ragged import window_spans
 from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.data.splits import Split
 from ensemble_kd.errors import EnsembleKDError
 
 BLOCK = 1 << 16  # interactions that are read together
@@ -33,6 +35,7 @@ class MappedSequences:
         folder: where the sequences are.
         item_attributes: the attributes of each item, or None.
         block: interactions that are read together, about: a block ends with a user.
+        holdout: "last" holds back two items of every user for validation and test, "none" nothing.
         verify: compare the files with their checksums, once per process and file: about a second per gigabyte. Sizes
             and offsets are checked in any case.
 
@@ -46,6 +49,7 @@ class MappedSequences:
         *,
         item_attributes: ItemAttributes | None = None,
         block: int = BLOCK,
+        holdout: Named = "last",
         verify: bool = True,
     ) -> None:
         where = "MappedSequences"
@@ -55,6 +59,17 @@ class MappedSequences:
             fix = "Build them with ItemAttributes.from_dict(..., num_items)."
             raise EnsembleKDError(where, f"attributes of {self.num_items} items", len(item_attributes), fix)
         self.item_attributes, self.block = item_attributes, whole(where, "block", block, least=1)
+        self.holdout: Named = choice(where, "holdout", holdout, get_args(Named))
+        self.vocabulary = self.users = None  # names are not on disk: items and users are numbers
+
+    @property
+    def held_out(self) -> str:
+        """The kind of split in the words of a protocol."""
+        return NAMES[self.holdout]
+
+    def has_targets(self, split: Split) -> bool:
+        """Return True if the users have targets in "valid" or "test"."""
+        return self.holdout == "last" and split in ("valid", "test")
 
     @cached_property
     def bounds(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -81,7 +96,7 @@ class MappedSequences:
         """Return the blocks in turn, each as data in memory."""
         for block in range(self.num_blocks):
             offsets = self.offsets_of(block)
-            yield SequenceData(self.items_of(block), offsets - offsets[0], self.num_items)
+            yield SequenceData(self.items_of(block), offsets - offsets[0], self.num_items, holdout=self.holdout)
 
     def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> MappedWindows:
         """Return the windows of ``SequenceData.train_windows``, which stay on disk."""
@@ -117,7 +132,7 @@ class MappedWindows:
     def spans(self, block: int) -> tuple[Tensor, Tensor]:
         """Return the place among a block's items where each of its windows ends, and its length: (w,), (w,)."""
         offsets = self.data.offsets_of(block)
-        totals = offsets.diff() - 2  # without the targets of validation and test
+        totals = offsets.diff() - held(self.data.holdout)  # without the targets of validation and test
         kept = totals >= self.min_len
         return window_spans((offsets[:-1] - offsets[0])[kept], totals[kept], self.max_len, self.step)
 

@@ -6,25 +6,38 @@ import torch
 from torch import Tensor
 
 
-def keep_all_but(items: Tensor, offsets: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """Drop the ``last`` newest entries of each row, which must have as many.
+def keep_first(items: Tensor, offsets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the oldest entries of each row, of which it has as many.
 
     Args:
         items: (total,) int64, row after row.
         offsets: (rows + 1,) int64; row u is ``items[offsets[u]:offsets[u + 1]]``.
-        last: how many entries to drop at the end of each row.
+        counts: (rows,) int64, how many entries of each row to keep.
 
     Returns:
         The shorter (items, offsets).
 
     Examples:
-        >>> keep_all_but(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 2, 5]), 1)
-        (tensor([1, 3, 4]), tensor([0, 1, 3]))
+        >>> keep_first(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 2, 5]), torch.tensor([0, 2]))
+        (tensor([3, 4]), tensor([0, 0, 2]))
     """
-    keep = torch.ones_like(items, dtype=torch.bool)
-    for back in range(1, last + 1):
-        keep[offsets[1:] - back] = False
-    return items[keep], offsets - last * torch.arange(offsets.numel())
+    lengths = offsets.diff()
+    ends = torch.repeat_interleave(offsets[:-1] + counts, lengths)
+    kept = items[torch.arange(int(offsets[0]), int(offsets[-1])) < ends]
+    return kept, torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def keep_last(items: Tensor, offsets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the newest entries of each row, of which it has as many; arguments as of ``keep_first``.
+
+    Examples:
+        >>> keep_last(torch.tensor([1, 2, 3, 4, 5]), torch.tensor([0, 2, 5]), torch.tensor([1, 2]))
+        (tensor([2, 4, 5]), tensor([0, 1, 3]))
+    """
+    lengths = offsets.diff()
+    starts = torch.repeat_interleave(offsets[1:] - counts, lengths)
+    kept = items[torch.arange(int(offsets[0]), int(offsets[-1])) >= starts]
+    return kept, torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
 def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Tensor:

@@ -14,7 +14,9 @@ MIN_ITEMS = 3  # one to train on, one to validate, one to test
 MOST_ITEMS = 2**31 - 2  # V + 1 still fits into 32 bits
 
 
-def as_row(where: str, sequence: Iterable[int], user: int, *, most: int = MOST_ITEMS) -> np.ndarray[Any, Any]:
+def as_row(
+    where: str, sequence: Iterable[int], user: int, *, most: int = MOST_ITEMS, least: int = MIN_ITEMS
+) -> np.ndarray[Any, Any]:
     """Return a user's item ids as a flat array of integers, checked.
 
     Args:
@@ -22,9 +24,10 @@ def as_row(where: str, sequence: Iterable[int], user: int, *, most: int = MOST_I
         sequence: a list, a tuple, an array or a tensor of item ids.
         user: the user's place among all, for the message.
         most: the largest id allowed.
+        least: the fewest items allowed.
 
     Raises:
-        EnsembleKDError: fewer than 3 items, something besides whole numbers, or ids out of 1..``most``.
+        EnsembleKDError: too few items, something besides whole numbers, or ids out of 1..``most``.
 
     Examples:
         >>> as_row("write_sequences", [4, 1, 2], 0)
@@ -36,10 +39,10 @@ def as_row(where: str, sequence: Iterable[int], user: int, *, most: int = MOST_I
 got float64 (3,) of user 0. Item ids are whole numbers from 1; leave shorter users out.
     """
     ids = _as_array(sequence)
-    if ids.ndim != 1 or len(ids) < MIN_ITEMS or ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or len(ids) < least or ids.dtype.kind not in "iu":
         got = f"{ids.dtype} {ids.shape} of user {user}"
         fix = "Item ids are whole numbers from 1; leave shorter users out."
-        raise EnsembleKDError(where, f"at least {MIN_ITEMS} whole numbers per user", got, fix)
+        raise EnsembleKDError(where, f"at least {least} whole numbers per user", got, fix)
     low, high = int(ids.min()), int(ids.max())
     if low < 1 or high > most:
         fix = "Item ids start at 1; 0 is padding."

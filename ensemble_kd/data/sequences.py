@@ -1,40 +1,43 @@
-"""Users' item sequences, their leave-one-out split and the tensors that training and evaluation read."""
+"""``SequenceData``: users' item sequences in memory, with the names of users and items."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, shown, whole
+from ensemble_kd.arguments import shown, whole
 from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.ragged import keep_all_but, left_padded, sliding_windows
-from ensemble_kd.data.rows import MIN_ITEMS, MOST_ITEMS, as_row
+from ensemble_kd.data.holdout import Cuts, Holdout, least_items
+from ensemble_kd.data.ragged import keep_last
+from ensemble_kd.data.rows import MOST_ITEMS, as_row
+from ensemble_kd.data.splits import Splits
+from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
-
-Split: TypeAlias = Literal["train", "valid", "test"]
-# How many of a user's newest items are still unknown when the target of a split is to be predicted.
-_UNKNOWN: dict[str, int] = {"train": 2, "valid": 2, "test": 1}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SequenceData:
-    """The items of every user, oldest first, in one flat tensor, with the leave-one-out split of Sec. 4.1.2.
+class SequenceData(Splits):
+    """The items of every user, oldest first, in one flat tensor, and which of them are held out.
 
-    The last item of a user is the test target, the second-to-last the validation target, the rest trains.
+    By default that is leave-one-out (Sec. 4.1.2): the last item of a user is the test target, the second-to-last the
+    validation target, the rest trains. With ``holdout="none"`` everything trains, as for a model in production, and
+    nothing is left to validate by.
 
     Args:
         items: (num_interactions,) int64 on the CPU, ids 1..num_items, user after user.
-        offsets: (num_users + 1,) int64; user u has ``items[offsets[u]:offsets[u + 1]]``, at least 3 of them.
+        offsets: (num_users + 1,) int64; user u has ``items[offsets[u]:offsets[u + 1]]``: at least 3 items, or at least
+            1 with another holdout than "last".
         num_items: v; ids that nobody interacted with are allowed.
         item_attributes: the attributes of each item, or None.
         item_names: the source's own ids, ``item_names[i - 1]`` for item i, or None.
         user_names: the source's own ids, ``user_names[u]`` for user u, or None.
+        holdout: "last", "none", or ``Cuts`` of each user's items.
 
     Raises:
         EnsembleKDError: tensors that are not such a list of sequences.
@@ -51,8 +54,9 @@ class SequenceData:
     offsets: Tensor
     num_items: int
     item_attributes: ItemAttributes | None = None
-    item_names: tuple[str, ...] | None = None
-    user_names: tuple[str, ...] | None = None
+    item_names: tuple[Hashable, ...] | None = None
+    user_names: tuple[Hashable, ...] | None = None
+    holdout: Holdout = "last"
 
     def __post_init__(self) -> None:
         where, items, offsets = "SequenceData", self.items, self.offsets
@@ -67,10 +71,12 @@ class SequenceData:
         if offsets.numel() < 2 or offsets[0] != 0 or offsets[-1] != items.numel():
             expected = f"(num_users + 1,) offsets from 0 to {items.numel()} and at least one user"
             raise EnsembleKDError(where, expected, offsets.tolist()[-3:], "Start with 0 and end with the total.")
-        if int(offsets.diff().min()) < MIN_ITEMS:
+        if int(offsets.diff().min()) < (least := least_items(self.holdout)):
             user = int(offsets.diff().argmin())
             got = f"{int(offsets.diff()[user])} of user {user}"
-            raise EnsembleKDError(where, f"at least {MIN_ITEMS} items per user", got, "Leave such users out.")
+            raise EnsembleKDError(where, f"at least {least} items per user", got, "Leave such users out.")
+        if isinstance(self.holdout, Cuts):
+            self.holdout.check(offsets.diff())
         low, high = torch.stack(items.aminmax()).tolist()
         if low < 1 or high > self.num_items:
             fix = "Item ids start at 1; 0 is padding."
@@ -91,19 +97,21 @@ class SequenceData:
         *,
         num_items: int | None = None,
         item_attributes: ItemAttributes | None = None,
+        holdout: Holdout = "last",
     ) -> SequenceData:
         """Build the data from one sequence of item ids per user, oldest first.
 
         Args:
-            sequences: at least 3 ids each, from 1: lists, arrays or tensors.
+            sequences: at least 3 ids each, from 1: lists, arrays or tensors; with another holdout at least 1.
             num_items: v; None: the largest id.
             item_attributes: the attributes of each item.
+            holdout: "last" holds back two items of every user, "none" nothing; or ``Cuts``.
 
         Returns:
             The data.
 
         Raises:
-            EnsembleKDError: no user, a user of fewer than 3 items, or ids that are no whole numbers or out of range.
+            EnsembleKDError: no user, a user of too few items, or ids that are no whole numbers or out of range.
 
         Examples:
             >>> SequenceData.from_sequences([[1, 2, 3]], num_items=9).num_items
@@ -111,12 +119,14 @@ class SequenceData:
         """
         where = "SequenceData.from_sequences"
         most = MOST_ITEMS if num_items is None else whole(where, "num_items", num_items, least=1, most=MOST_ITEMS)
-        rows = [as_row(where, sequence, user, most=most) for user, sequence in enumerate(sequences)]
+        least = least_items(holdout)
+        rows = [as_row(where, sequence, user, most=most, least=least) for user, sequence in enumerate(sequences)]
         if not rows:
             raise EnsembleKDError(where, "at least one sequence", "none", "Pass one sequence for each user.")
         items = torch.from_numpy(np.concatenate(rows, dtype=np.int64))
         offsets = torch.tensor([0] + [len(row) for row in rows]).cumsum(0)
-        return cls(items, offsets, int(items.max()) if num_items is None else num_items, item_attributes)
+        num_items = int(items.max()) if num_items is None else num_items
+        return cls(items, offsets, num_items, item_attributes, holdout=holdout)
 
     @property
     def num_users(self) -> int:
@@ -129,127 +139,58 @@ class SequenceData:
         return self.items.numel()
 
     @property
-    def max_history(self) -> int:
-        """Length of the longest test history: ``inputs(split, max_history)`` cuts nothing off."""
-        return int(self.offsets.diff().max()) - 1
-
-    @property
     def checksum(self) -> str:
-        """Eight digits that change with any item of any sequence."""
+        """Eight digits that change with any item of any sequence, and with ``Cuts``."""
         offsets = zlib.crc32(self.offsets.numpy().tobytes(), zlib.crc32(self.items.numpy().tobytes()))
-        return f"{offsets:08x}"
+        return f"{offsets ^ self.holdout.checksum if isinstance(self.holdout, Cuts) else offsets:08x}"
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The source's own ids of the items; None if ``item_names`` is."""
+        return None if self.item_names is None else Vocabulary(self.item_names)
+
+    @cached_property
+    def users(self) -> Vocabulary | None:
+        """The source's own ids of the users, who count from 0; None if ``user_names`` is."""
+        return None if self.user_names is None else Vocabulary(self.user_names, first=0, kind="user")
+
+    def with_holdout(self, holdout: Holdout) -> SequenceData:
+        """Return the same sequences with other items held back.
+
+        Args:
+            holdout: "none" for a model in production, which trains on everything; "last"; or ``Cuts``.
+
+        Examples:
+            >>> data = SequenceData.from_sequences([[1, 2, 3, 4]]).with_holdout("none")
+            >>> data.train_windows(4).tolist(), data.has_targets("valid")
+            ([[1, 2, 3, 4]], False)
+        """
+        return replace(self, holdout=holdout)
+
+    def newest(self, count: int) -> SequenceData:
+        """Return the newest items of each user alone: what a trained model has to learn from to keep up.
+
+        Args:
+            count: the most items per user; with two held back by leave-one-out, two more than are to train.
+
+        Raises:
+            EnsembleKDError: count is too small, or the data has ``Cuts``.
+
+        Examples:
+            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).newest(3).history("all")
+            (tensor([2, 3, 4, 4, 5, 6]), tensor([0, 3, 6]))
+        """
+        where = "SequenceData.newest"
+        if isinstance(self.holdout, Cuts):
+            fix = 'Call with_holdout("last") or with_holdout("none") first.'
+            raise EnsembleKDError(where, "data without cuts by time", self.held_out, fix)
+        count = whole(where, "count", count, least=least_items(self.holdout))
+        items, offsets = keep_last(self.items, self.offsets, self.offsets.diff().clamp(max=count))
+        return replace(self, items=items, offsets=offsets)
 
     def pieces(self) -> Iterator[SequenceData]:
         """Return the users in parts that fit into memory: here all at once."""
         yield self
-
-    def history(self, split: Split) -> tuple[Tensor, Tensor]:
-        """Return each user's items before the split's target, oldest first; for "train" the training part.
-
-        Args:
-            split: "train" and "valid" leave out the last two items, "test" the last one.
-
-        Returns:
-            (items, offsets), int64: user u has ``items[offsets[u]:offsets[u + 1]]``.
-
-        Raises:
-            EnsembleKDError: any other split.
-
-        Examples:
-            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).history("test")
-            (tensor([1, 2, 3, 4, 5]), tensor([0, 3, 5]))
-        """
-        return keep_all_but(self.items, self.offsets, _unknown(split))
-
-    def target(self, split: Split) -> Tensor:
-        """Return each user's target, in the users' order.
-
-        Args:
-            split: "valid" (second-to-last item) or "test" (last item).
-
-        Returns:
-            (num_users,) int64.
-
-        Raises:
-            EnsembleKDError: "train", whose targets come from the windows, or any other split.
-
-        Examples:
-            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).target("valid")
-            tensor([3, 5])
-        """
-        if split == "train":
-            fix = "Training targets come from the windows, by the objective."
-            raise EnsembleKDError("SequenceData.target", "split 'valid' or 'test'", "'train'", fix)
-        return self.items[self.offsets[1:] - _unknown(split)]
-
-    def inputs(self, split: Split, max_len: int) -> Tensor:
-        """Return the newest ``max_len`` items of each user's history, in the users' order.
-
-        Args:
-            split: as in :meth:`history`.
-            max_len: l, the number of columns.
-
-        Returns:
-            (num_users, l) int64, left-padded with 0.
-
-        Raises:
-            EnsembleKDError: any other split, or max_len < 1.
-
-        Examples:
-            >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).inputs("valid", 2).tolist()
-            [[1, 2], [0, 4]]
-        """
-        max_len = whole("SequenceData.inputs", "max_len", max_len, least=1)
-        unknown = _unknown(split)
-        lengths = (self.offsets.diff() - unknown).clamp(max=max_len)
-        return left_padded(self.items, self.offsets[1:] - unknown, lengths, max_len)
-
-    def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> Tensor:
-        """Return sliding windows over the training part of each user, user after user, oldest window first.
-
-        A part of at most ``max_len`` items is one window. A longer part has the window that ends at its newest item,
-        those that start ``step``, 2 ``step``, … before it, and the one that starts at its oldest item; all are full.
-        With step <= max_len, every item is in a window.
-
-        Args:
-            max_len: l, the length of a window (the authors: 15 on Beauty, 20 on Toys, 40 on ML-1M).
-            step: the distance between windows (the authors: 1, 1, 10).
-            min_len: users whose training part is shorter than this have no window.
-
-        Returns:
-            (w, l) int64, left-padded with 0.
-
-        Raises:
-            EnsembleKDError: an argument below 1, or no user is left.
-
-        Examples:
-            >>> SequenceData.from_sequences([[1, 2, 3, 4, 5], [5, 6, 7]]).train_windows(2).tolist()
-            [[1, 2], [2, 3], [0, 5]]
-        """
-        where = "SequenceData.train_windows"
-        max_len, step = whole(where, "max_len", max_len, least=1), whole(where, "step", step, least=1)
-        min_len = whole(where, "min_len", min_len, least=1)
-        items, offsets = self.history("train")
-        lengths = offsets.diff()
-        long_enough = lengths >= min_len
-        if not long_enough.any():
-            got = f"at most {int(lengths.max())}"
-            raise EnsembleKDError(where, f"a user with {min_len} training items", got, "Lower min_len.")
-        items = items[torch.repeat_interleave(long_enough, lengths)]
-        offsets = torch.nn.functional.pad(lengths[long_enough].cumsum(0), (1, 0))
-        return sliding_windows(items, offsets, max_len, step)
-
-    def popularity(self) -> Tensor:
-        """Count each item in the training part; as scores, the counts are the popularity baseline.
-
-        Returns:
-            (num_items + 1,) float32, index = item id, 0 for padding.
-
-        Examples:
-            >>> SequenceData.from_sequences([[1, 2, 3, 4], [1, 5, 6]]).popularity().tolist()
-            [0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-        """
-        return torch.bincount(self.history("train")[0], minlength=self.num_items + 1).float()
 
     def __repr__(self) -> str:
         attributes = 0 if self.item_attributes is None else self.item_attributes.num_attributes
@@ -257,7 +198,3 @@ class SequenceData:
             f"SequenceData(num_users={self.num_users}, num_items={self.num_items}, "
             f"num_interactions={self.num_interactions}, num_attributes={attributes})"
         )
-
-
-def _unknown(split: str) -> int:
-    return _UNKNOWN[choice("SequenceData", "split", split, _UNKNOWN)]

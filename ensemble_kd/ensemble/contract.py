@@ -6,16 +6,21 @@ hidden states (b, l, d), or (b, d) for the newest position alone.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import get_protocol_members
 
 from ensemble_kd.arguments import is_whole
+from ensemble_kd.data import Vocabulary
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import StackedModule
+
+if TYPE_CHECKING:
+    from ensemble_kd.data import AnySequences
+    from ensemble_kd.ensemble.model import EnsembleKD
 
 LEAK = 1e-3  # relative change of earlier states by a later item; rounding is far below, a leak far above
 
@@ -242,3 +247,31 @@ def check_attributes(attributes: Attributes | None, num_items: int) -> None:
         got = rows or type(attributes).__name__
         fix = "Build them with ItemAttributes.from_dict(..., num_items)."
         raise EnsembleKDError("item_attributes", f"a table of {num_items + 2} rows and >= 1 attributes", got, fix)
+
+
+def check_vocabulary(vocabulary: Vocabulary | None, num_items: int) -> None:
+    """Refuse names of another number of items.
+
+    Raises:
+        EnsembleKDError: with both numbers.
+    """
+    if vocabulary is not None and not (isinstance(vocabulary, Vocabulary) and len(vocabulary) == num_items):
+        fix = "Pass data.vocabulary, of the data that the model is for."
+        raise EnsembleKDError("EnsembleKD", f"a vocabulary of {num_items} items", repr(vocabulary), fix)
+
+
+def check_catalogue(where: str, model: EnsembleKD, data: AnySequences) -> None:
+    """Refuse data of other items than the model's, or of the same items under other numbers.
+
+    Raises:
+        EnsembleKDError: with the numbers of items, or with the first name that differs.
+    """
+    if data.num_items != model.num_items:
+        fix = "Build the model with num_items=data.num_items, or let it grow by ensemble_kd.growing."
+        raise EnsembleKDError(where, f"data of {model.num_items} items, as the model", data.num_items, fix)
+    here, there = model.vocabulary, data.vocabulary
+    if here is not None and there is not None and here != there:
+        pairs = zip(here.names, there.names, strict=True)
+        number, own, other = next((i, a, b) for i, (a, b) in enumerate(pairs, start=1) if a != b)
+        fix = "Read the table with vocabulary=model.vocabulary."
+        raise EnsembleKDError(where, f"item {number} to be {own!r}, as in the model", f"{other!r}", fix)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from ensemble_kd.data import Vocabulary
 from ensemble_kd.distributed import Place
 from ensemble_kd.ensemble.contract import (
     Attributes,
@@ -19,6 +20,7 @@ from ensemble_kd.ensemble.contract import (
     check_not_scores,
     check_objective,
     check_tie,
+    check_vocabulary,
     probe,
     size_of,
 )
@@ -60,6 +62,7 @@ class Options(TypedDict, total=False):
     max_len: int | None
     seed: int
     backend: Backend
+    vocabulary: Vocabulary | None
     mesh: DeviceMesh | None
 
 
@@ -82,6 +85,8 @@ class EnsembleKD(Scoring):
         max_len: longest input that the encoder reads; may be left out if the encoder has ``.max_len`` or reads any.
         seed: of the members' initial weights. The global random state is left as it was.
         backend: "auto", "vmap" or "loop", see ``StackedModule``.
+        vocabulary: the source's own ids of the items, as ``data.vocabulary``. ``fit`` takes it from its data if there
+            is none, ``export.save`` keeps it, and ``ensemble_kd.recommending`` answers with it.
         mesh: of all processes of ``torch.distributed``, with a dimension "member", over which members are spread, or
             "data", over which the rows of batches are, or both. A process then has the weights of n / (its size)
             members, equal to those of a single process. ``parameters``, ``state_dict``, ``hidden`` and
@@ -120,6 +125,7 @@ class EnsembleKD(Scoring):
         max_len: int | None = None,
         seed: int = 0,
         backend: Backend = "auto",
+        vocabulary: Vocabulary | None = None,
         mesh: DeviceMesh | None = None,
     ) -> None:
         super().__init__()
@@ -129,7 +135,8 @@ class EnsembleKD(Scoring):
         self.num_items = size_of(first, "num_items", num_items)
         unlimited = max_len is None and getattr(first, "max_len", None) is None
         self.max_len = None if unlimited else size_of(first, "max_len", max_len)
-        self.seed, self.classifier = seed, classifier
+        check_vocabulary(vocabulary, self.num_items)
+        self.seed, self.classifier, self.vocabulary = seed, classifier, vocabulary
         self.encoder = StackedModule(members, backend=backend)
         out = probe(self.encoder, max_len=self.max_len, highest=self.num_items)
         self.hidden_size, self.newest_only = out.shape[-1], out.ndim == 2
@@ -309,6 +316,7 @@ class EnsembleKD(Scoring):
             max_len=self.max_len,
             seed=self.seed,
             backend=self.encoder.requested_backend,
+            vocabulary=self.vocabulary,
         )
         alone.item_classifier = self.item_classifier.member(i)
         if self.item_attributes is not None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ensemble_kd.data import AnySequences, BatchPlan, BlockPlan
 from ensemble_kd.distributed import Place
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, check_catalogue
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.training.settings import Settings
 
@@ -27,9 +27,7 @@ class Windows:
     """
 
     def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place) -> None:
-        if data.num_items != model.num_items:
-            fix = "Build the model with num_items=data.num_items."
-            raise EnsembleKDError("fit", f"data of {model.num_items} items, as the model", data.num_items, fix)
+        check_catalogue("fit", model, data)
         self.settings, self.place = settings, place
         self.length = _length(model, settings.window)
         found = data.train_windows(self.length, settings.window_step, min_len=model.objective.min_items)

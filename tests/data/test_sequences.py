@@ -122,7 +122,7 @@ def test_sequence_data_refuses() -> None:
     assert type(data.num_items) is int
     with pytest.raises(EnsembleKDError, match="split 'valid' or 'test', got 'train'"):
         data.target("train")
-    with pytest.raises(EnsembleKDError, match="split 'train', 'valid' or 'test', got 'dev'"):
+    with pytest.raises(EnsembleKDError, match="split 'train', 'valid', 'test' or 'all', got 'dev'"):
         data.history("dev")  # type: ignore[arg-type]
     for call in (lambda: data.inputs("test", 0), lambda: data.train_windows(0), lambda: data.train_windows(2, 0)):
         with pytest.raises(EnsembleKDError, match=">= 1, got 0"):
