@@ -12,4 +12,5 @@ NAMES: dict[str, str] = {
     "serving": "answering requests: ensemble, one network, FAISS, ONNX Runtime",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
     "stream": "training from 10 million interactions on disk: memory and steps",
+    "grow": "a model grown by new items and trained on the newest data, against training from scratch",
 }

@@ -12,7 +12,7 @@ from typing import Any
 from ensemble_kd.ensemble import Attributes
 from ensemble_kd.losses import AP, CCL, ICL, KD
 from ensemble_kd.objectives import MaskedItem
-from ensemble_kd.training import Ramp, StepDecay
+from ensemble_kd.training import Cosine, Ramp, StepDecay
 
 # Sec. 4.1.4; the factor of the decay is not given. The window is Beauty's in the authors' code (Toys 20, ML-1M 40).
 PAPER_FIT: Mapping[str, Any] = {
@@ -25,6 +25,10 @@ PAPER_FIT: Mapping[str, Any] = {
 }
 
 STRONG_KD_FIT: Mapping[str, Any] = {"transfer": Ramp(0.2, 0.5)}
+
+# For a trained model that learns from what came since: ``fit(model, data.newest(...), **WARM_FIT)``. Half the default's
+# rate, falling nearly from the start: the first weights need a warm-up, trained ones do not.
+WARM_FIT: Mapping[str, Any] = {"epochs": 2, "lr": 1e-3, "schedule": Cosine(warmup=0.1)}
 
 
 def paper(item_attributes: Attributes | None = None) -> dict[str, Any]:

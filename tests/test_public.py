@@ -14,8 +14,8 @@ SURFACE = {
         AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
     """,
     "data": """
-        AnySequences BatchPlan BlockPlan ItemAttributes left_padded MappedSequences read_amazon read_movielens
-        read_recbole read_text SequenceData Split synthetic write_sequences
+        AnySequences BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
+        read_movielens read_recbole read_text SequenceData Split synthetic Unknown Vocabulary write_sequences
     """,
     "distillation": """
         distill Distilled FromTeacher splice
@@ -29,8 +29,8 @@ SURFACE = {
         BERT4Rec Caser from_huggingface GRU4Rec right_padded SASRec
     """,
     "ensemble": """
-        Attributes check_output checksum Classifier default_losses EnsembleKD fingerprint ItemLoss Mutual probe
-        size_of Step Weighting without_addresses
+        Attributes check_catalogue check_output checksum Classifier default_losses EnsembleKD fingerprint ItemLoss
+        Mutual probe size_of Step Weighting without_addresses
     """,
     "errors": """
         EnsembleKDError first_line import_extra
@@ -45,6 +45,9 @@ SURFACE = {
         attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool
         pool_sequence Variant
     """,
+    "growing": """
+        grow
+    """,
     "losses": """
         AP attribute_losses CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss LossName
         LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
@@ -56,7 +59,7 @@ SURFACE = {
         Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective selects
     """,
     "presets": """
-        paper PAPER_FIT strong_kd STRONG_KD_FIT
+        paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT
     """,
     "serving": """
         Aggregate aggregate_scores BLOCK_BYTES encoded ENCODER_BYTES item_vectors query_vectors Recommendations
