@@ -28,7 +28,7 @@ ENCODERS: dict[str, Callable[[int], nn.Module]] = {
 def ensemble(name: str, classifier: str, n: int = 2, **options: Any) -> EnsembleKD:
     model = EnsembleKD(lambda: ENCODERS[name](V), n, classifier=classifier, **options)
     with torch.no_grad():
-        model.item_classifier.bias.normal_()
+        model.item_classifier.bias.normal_(generator=torch.Generator().manual_seed(0))
     return model.eval()
 
 
@@ -144,8 +144,8 @@ def test_a_grown_model_trains_on_and_learns_the_new_items() -> None:
     data = SequenceData.from_sequences(rows, num_items=V + NEW)
     grown = grow(model, data)
     before = evaluate_loss(grown, data)
-    fit(grown, data.newest(9), epochs=3, lr=1e-2, progress=False)
-    assert evaluate_loss(grown, data) < before - 0.1
+    fit(grown, data.newest(9), epochs=6, batch_size=8, lr=1e-2, progress=False)
+    assert evaluate_loss(grown, data) < before - 0.5
     table = grown.encoder.get_parameter("item_embedding.weight").detach()
     assert all(not torch.equal(table[0, V + 1], table[0, V + 1 + i]) for i in range(1, NEW))
 
