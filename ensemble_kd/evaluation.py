@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -22,7 +22,7 @@ from ensemble_kd.distributed import (
 )
 from ensemble_kd.ensemble import EnsembleKD, check_catalogue
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.metrics import metric_row, ranks
+from ensemble_kd.metrics import METRICS, metric_named, metric_row, ranks
 
 Exclude = Literal["none", "window", "history"]
 Precision = Literal["float32", "bfloat16"]
@@ -85,6 +85,7 @@ def evaluate(
     max_len: int | None = None,
     batch_size: int = 512,
     precision: Precision = "float32",
+    metrics: Sequence[str] = METRICS,
     place: Place | None = None,
 ) -> Evaluation:
     """Rank each user's target among all items, by every member and by the ensemble.
@@ -102,6 +103,7 @@ def evaluate(
             it reads any number.
         batch_size: users at a time.
         precision: "bfloat16" runs the encoder under autocast; scores are float32.
+        metrics: "HR@K", "NDCG@K" and "MRR", with any K.
         place: this process among those that share the users; None: ``model.place``.
 
     Returns:
@@ -122,6 +124,8 @@ def evaluate(
     choice("evaluate", "exclude", exclude, get_args(Exclude))
     batch_size = whole("evaluate", "batch_size", batch_size, least=1)
     max_len = None if max_len is None else whole("evaluate", "max_len", max_len, least=1)
+    for name in metrics:
+        metric_named(name)  # a wrong name is refused before anything is ranked
     check_catalogue("evaluate", model, data)
     _require_targets("evaluate", data, split)
     place = model.place if place is None else place
@@ -136,7 +140,7 @@ def evaluate(
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
     words = protocol(data, split, exclude, shown, found.shape[1])
-    return Evaluation(words, {s: metric_row(r) for s, r in by_scorer.items()}, by_scorer)
+    return Evaluation(words, {s: metric_row(r, metrics) for s, r in by_scorer.items()}, by_scorer)
 
 
 def _ranks_of(

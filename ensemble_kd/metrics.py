@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,7 @@ from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError
 
 CUTOFFS = (5, 10)
+METRICS = (*(f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS), "MRR")  # of the paper, and MRR
 
 
 def ranks(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tensor:
@@ -110,29 +114,47 @@ def mrr(ranks: Tensor) -> Tensor:
     return (1 / (ranks.double() + 1)).mean(-1)
 
 
-def metric_row(ranks: Tensor) -> dict[str, float]:
-    """Return all metrics of the paper, and MRR, as plain floats.
+def metric_named(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the function from ranks (..., b) to values (...) that a name such as "NDCG@20" stands for.
+
+    Args:
+        name: "HR@K" or "NDCG@K" with a whole number K, or "MRR".
+
+    Raises:
+        EnsembleKDError: any other name.
+
+    Examples:
+        >>> metric_named("HR@2")(torch.tensor([0, 1, 2, 3])).item()
+        0.5
+    """
+    if name == "MRR":
+        return mrr
+    found = re.fullmatch("(HR|NDCG)@([1-9][0-9]{0,8})", name) if isinstance(name, str) else None
+    if found is None:
+        raise EnsembleKDError("metric", "'HR@K', 'NDCG@K' or 'MRR'", repr(name), 'Pass one, such as "NDCG@20".')
+    measure, k = {"HR": hit_rate, "NDCG": ndcg}[found[1]], int(found[2])
+    return lambda ranks: measure(ranks, k)
+
+
+def metric_row(ranks: Tensor, names: Sequence[str] = METRICS) -> dict[str, float]:
+    """Return metrics by name, as plain floats.
 
     Args:
         ranks: (b,) int64, 0-based.
-
-    Returns:
-        ``{"HR@5", "HR@10", "NDCG@5", "NDCG@10", "MRR"}``.
+        names: see ``metric_named``; default: all of the paper, and MRR.
 
     Raises:
-        EnsembleKDError: ranks are not (b,), or there is none.
+        EnsembleKDError: ranks are not (b,), there is none, or a name is unknown.
 
     Examples:
-        >>> metric_row(torch.tensor([0, 6]))["HR@5"]
-        0.5
+        >>> metric_row(torch.tensor([0, 6]))["HR@5"], metric_row(torch.tensor([0, 6]), ["HR@7"])
+        (0.5, {'HR@7': 1.0})
     """
     if ranks.ndim != 1:
         raise EnsembleKDError(
             "metric_row", "ranks of shape (b,)", tuple(ranks.shape), "Pass one member's ranks per call."
         )
-    row = {f"HR@{k}": hit_rate(ranks, k).item() for k in CUTOFFS}
-    row |= {f"NDCG@{k}": ndcg(ranks, k).item() for k in CUTOFFS}
-    return row | {"MRR": mrr(ranks).item()}
+    return {name: metric_named(name)(ranks).item() for name in names}
 
 
 def disagreement(lists: Tensor) -> Tensor:

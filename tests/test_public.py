@@ -53,7 +53,7 @@ SURFACE = {
         LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
     """,
     "metrics": """
-        CUTOFFS disagreement hit_rate metric_row mrr ndcg ranks
+        CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks
     """,
     "objectives": """
         Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective selects
@@ -73,7 +73,7 @@ SURFACE = {
         Check check_encoder Report
     """,
     "training": """
-        Callback clip_members_ Cosine fit FitResult Ramp RowAdamW Schedule StepDecay
+        Callback clip_members_ Cosine fit FitResult Metric Ramp RowAdamW Schedule StepDecay
     """,
 }
 

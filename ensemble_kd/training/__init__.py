@@ -4,12 +4,13 @@ from ensemble_kd.training.fit import FitResult, fit
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
-from ensemble_kd.training.settings import Callback
+from ensemble_kd.training.settings import Callback, Metric
 
 __all__ = [
     "Callback",
     "Cosine",
     "FitResult",
+    "Metric",
     "Ramp",
     "RowAdamW",
     "Schedule",

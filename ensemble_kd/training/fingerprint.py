@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place
-from ensemble_kd.ensemble import EnsembleKD, fingerprint
+from ensemble_kd.ensemble import EnsembleKD, fingerprint, without_addresses
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.training.settings import SAMPLES, Settings
 
@@ -22,7 +22,9 @@ def run_fingerprint(
         **{name: repr(getattr(settings, name)) for name in COMPARED},
         "window": repr(window),
         "by_length": repr(bool(settings.by_length)),
+        "metric": without_addresses(settings.metric),
         "data": f"{data!r} with checksum {data.checksum}",
+        "held out": data.held_out,
         **({"processes": str(place)} if place.size > 1 else {}),
         **settings.loss.fingerprint(),
         **fingerprint(model),

@@ -16,7 +16,7 @@ from ensemble_kd.evaluation import Exclude, Precision
 from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.training.run import Run
 from ensemble_kd.training.schedules import Cosine, Schedule
-from ensemble_kd.training.settings import Callback, Settings
+from ensemble_kd.training.settings import Callback, Metric, Settings
 from ensemble_kd.training.state import EpochEntry
 
 
@@ -46,6 +46,7 @@ def fit(
     by_length: bool = True,
     precision: Precision = "float32",
     exclude: Exclude = "history",
+    metric: Metric = "NDCG@10",
     patience: int | None = None,
     output_dir: str | PathLike[str] | None = None,
     resume: bool = False,
@@ -56,7 +57,10 @@ def fit(
     progress: bool = True,
     seed: int = 0,
 ) -> FitResult:
-    """Train with Adam, validate after every epoch, and leave the weights of the best epoch (NDCG@10) in the model.
+    """Train with Adam, validate after every epoch, and leave the weights of the best epoch in the model.
+
+    A trained model goes on from its weights: ``presets.WARM_FIT`` has a rate for that. Data that holds nothing out, as
+    for a model in production, is not validated, and the weights of the last epoch stay.
 
     With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
@@ -87,6 +91,9 @@ def fit(
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
         exclude: items that validation does not rank, see ``evaluate``.
+        metric: of the ensemble, by which the best epoch is chosen: "HR@K", "NDCG@K", "MRR"; or a function of the model,
+            in evaluation mode, and the data, which returns a number that is higher for better models. Its name stands
+            in the metrics of the epoch.
         patience: stop after so many epochs without a better validation; None: never.
         output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events if it is installed. One run at a time
             may write there. None: nothing is written.

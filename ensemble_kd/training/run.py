@@ -14,7 +14,7 @@ from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place, SpreadLoss, agree, gather_members, gather_objects
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.evaluation import Evaluation, autocast, evaluate
+from ensemble_kd.evaluation import autocast
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
@@ -22,8 +22,9 @@ from ensemble_kd.training.folder import BEST, LOG, claimed
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
+from ensemble_kd.training.selection import Selection
 from ensemble_kd.training.settings import Settings
-from ensemble_kd.training.state import METRIC, Best, EpochEntry, Means, Progress
+from ensemble_kd.training.state import Best, EpochEntry, Means, Progress, Rows
 from ensemble_kd.training.windows import Windows
 
 
@@ -31,9 +32,10 @@ class Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
     def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place) -> None:
-        self.model, self.data, self.settings, self.device = model, data, settings, model.device
+        self.model, self.settings, self.device = model, settings, model.device
         self.place = place
-        self.windows = Windows(model, data, settings, place)
+        self.windows, self.selection = Windows(model, data, settings, place), Selection(model, data, settings, place)
+        model.vocabulary = data.vocabulary if model.vocabulary is None else model.vocabulary
         # Taken before training, which may set losses anew or change what encoders have besides their parameters.
         every = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
         fingerprint = {name: value for each in every for name, value in each.items()}
@@ -121,8 +123,8 @@ class Run:
         check_weights(self.model.state_dict(), p.step)
         p.train_s += time.monotonic() - self.started
         self.started = time.monotonic()
-        found = evaluate(self.model, self.data, "valid", exclude=s.exclude, precision=s.precision, place=self.place)
-        self._finish_epoch(found, time.monotonic() - self.started)
+        rows, score = self.selection.validate(p.epoch)
+        self._finish_epoch(rows, score, time.monotonic() - self.started)
 
     def _one_step(self, batch: Tensor, share: float) -> None:
         with autocast(self.device, self.settings.precision):
@@ -165,13 +167,11 @@ class Run:
         self.progress.entries += 1
         self.log.write(entry)
 
-    def _finish_epoch(self, found: Evaluation, valid_s: float) -> None:
+    def _finish_epoch(self, rows: Rows, score: float, valid_s: float) -> None:
         p = self.progress
-        rows = {scorer: dict(row) for scorer, row in found.rows.items()}
-        score = rows["ensemble"][METRIC]
-        better = p.best.epoch < 0 or score > p.best.rows["ensemble"][METRIC]
+        better = p.best.epoch < 0 or score > p.best.score
         if better:
-            p.best = Best(p.epoch, rows)
+            p.best = Best(p.epoch, rows, score)
             self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         entry: EpochEntry = {
             "kind": "epoch",
@@ -185,11 +185,7 @@ class Run:
         p.history.append(entry)
         p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()
         self._write(entry)
-        members = [row[METRIC] for scorer, row in rows.items() if scorer != "ensemble"]
-        mean = sum(members) / len(members)
-        self.log.say(
-            f"epoch {p.epoch}: valid {METRIC} ensemble {score:.4f}, members' mean {mean:.4f}, {entry['train_s']:.1f} s"
-        )
+        self.log.say(f"epoch {p.epoch}: {self.selection.summary(rows, score)}, {entry['train_s']:.1f} s")
         self._save()
         # After last.pt, which has the same weights: a run killed between the two finds them there.
         if better and self.best_weights is not None:

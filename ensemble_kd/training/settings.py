@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ensemble_kd.arguments import choice, number, whole
-from ensemble_kd.ensemble import ItemLoss
+from ensemble_kd.data import AnySequences
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude, Precision
+from ensemble_kd.metrics import metric_named
 from ensemble_kd.training.schedules import Schedule
 
 Callback = Callable[[Mapping[str, Any]], None]
+Metric = str | Callable[[EnsembleKD, AnySequences], float]
 SAMPLES = 4  # of a schedule, per epoch
 MOST_EPOCHS = 1_000_000  # a schedule is sampled over all of them
 
@@ -41,6 +44,7 @@ class Settings:
     by_length: bool
     precision: Precision
     exclude: Exclude
+    metric: Metric
     patience: int | None
     output_dir: str | PathLike[str] | None
     resume: bool
@@ -68,6 +72,8 @@ class Settings:
         choice("fit", "exclude", self.exclude, get_args(Exclude))
         for name in ("by_length", "resume", "overwrite", "progress"):
             choice("fit", name, getattr(self, name), (True, False))
+        if not callable(self.metric):
+            metric_named(self.metric)
         self._check_functions()
         self._check_folder()
         for schedule in (self.schedule, self.transfer):

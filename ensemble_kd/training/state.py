@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -13,7 +14,6 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.files import load, save
 from ensemble_kd.training.conform import conform, plain
 
-METRIC = "NDCG@10"  # of the ensemble, by which the best epoch is chosen
 Rows = dict[str, dict[str, float]]  # scorer -> metric -> value
 
 
@@ -62,7 +62,8 @@ class Best:
     """The best epoch so far; -1: none is done."""
 
     epoch: int = -1
-    rows: Rows = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)  # empty if nothing is held out
+    score: float = 0.0  # the number that was compared
 
 
 @dataclass
@@ -104,8 +105,8 @@ class RunState:
             raise ValueError(f"history of {len(p.history)} epochs at epoch {p.epoch}")
         if p.best.epoch not in (range(p.epoch) if p.epoch else (-1,)):
             raise ValueError(f"the best epoch is {p.best.epoch} at epoch {p.epoch}")
-        if p.best.epoch >= 0 and METRIC not in p.best.rows.get("ensemble", {}):
-            raise ValueError(f"the best epoch lacks the ensemble's {METRIC}")
+        if not math.isfinite(p.best.score):
+            raise ValueError(f"the best epoch's score is {p.best.score}")
         if not {"state", "param_groups"} <= self.optimizer.keys():
             raise ValueError("no state of an optimizer")
 
