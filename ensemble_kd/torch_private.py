@@ -154,6 +154,20 @@ def onnx_fixes_recurrent_batches() -> bool:
     return torch.__version__ < "2.7"  # no string: it compares as a version
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, without waiting for it.
+
+    Reason: ``tensor.to(device)`` waits for all that the device has still to do, unless the memory is pinned.
+
+    Examples:
+        >>> to_device(torch.tensor([1]), torch.device("cpu"))
+        tensor([1])
+    """
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 _fast_path_lock = threading.Lock()
 _fast_path_blocks = 0  # blocks that run now, in all threads
 _fast_path_before = True

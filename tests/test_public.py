@@ -56,7 +56,7 @@ SURFACE = {
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks
     """,
     "objectives": """
-        Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective selects
+        Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects
     """,
     "presets": """
         paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT

@@ -69,6 +69,7 @@ class BatchPlan:
         if batch_size >= at_least and len(bounds) > 2 and bounds[-1] - bounds[-2] < at_least:
             del bounds[-2]
         self._spans = list(itertools.pairwise(bounds))
+        self._lengths = lengths[order]
         self._widths = [int(lengths[order[start:stop]].max()) for start, stop in self._spans]
         self._order = torch.from_numpy(order).to(windows.device)
 
@@ -85,6 +86,18 @@ class BatchPlan:
         start, stop = self._spans[index]
         first, every = self.part
         return self._order[start + first : stop : every]
+
+    def lengths(self, index: int) -> list[int]:
+        """Return the number of items of each window of batch ``index``, which the host knows.
+
+        Examples:
+            >>> sorted(BatchPlan(torch.tensor([[1, 2], [0, 3]]), 2, seed=0, epoch=0).lengths(0))
+            [1, 2]
+        """
+        start, stop = self._spans[index]
+        first, every = self.part
+        found: list[int] = self._lengths[start + first : stop : every].tolist()
+        return found
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """Return the batches from number ``start`` on.

@@ -6,13 +6,14 @@ hidden states (b, l, d), or (b, d) for the newest position alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import get_protocol_members
 
-from ensemble_kd.arguments import is_whole
+from ensemble_kd.arguments import is_whole, shown
 from ensemble_kd.data import Vocabulary
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.objectives import Objective
@@ -91,6 +92,24 @@ def check_tie(encoder: StackedModule, classifier: str, *, num_items: int, d: int
         expected, got = f"an embedding of shape {(num_items + 2, d)}", f"{name} of shape {tuple(table.shape[1:])}"
         raise EnsembleKDError(where, expected, got, fix)
     return name
+
+
+def check_lengths(where: str, item_ids: Tensor, lengths: Sequence[int] | None) -> None:
+    """Refuse lengths that are not those of a batch of ids.
+
+    Examples:
+        >>> check_lengths("loss", torch.tensor([[0, 3]]), [2])
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: loss: expected lengths [1], the items of each row, got [2]. \
+Count them, or leave lengths out.
+    """
+    if lengths is None:
+        return
+    real = (item_ids != 0).sum(dim=1).tolist()
+    if list(lengths) != real:
+        fix = "Count them, or leave lengths out."
+        raise EnsembleKDError(where, f"lengths {real}, the items of each row", shown(list(lengths)), fix)
 
 
 def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) -> None:

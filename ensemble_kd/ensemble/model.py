@@ -17,6 +17,7 @@ from ensemble_kd.ensemble.contract import (
     check_attributes,
     check_causal,
     check_ids,
+    check_lengths,
     check_not_scores,
     check_objective,
     check_tie,
@@ -49,6 +50,9 @@ from ensemble_kd.stacking import (
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+GROUP_FEATURES = 1 << 22  # (positions x d) per member that an accelerator computes in the time of a group's launches
 
 
 class Options(TypedDict, total=False):
@@ -221,17 +225,31 @@ class EnsembleKD(Scoring):
             for (mode, device), (name, why) in self.encoder.decisions.items()
         }
 
-    def states(self, item_ids: Tensor, *, by_length: bool, training: bool | None = None) -> Packed:
+    def states(
+        self,
+        item_ids: Tensor,
+        *,
+        by_length: bool,
+        training: bool | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Packed:
         """Return the hidden states of k copies of b sequences, (k, b, l), without checks of the ids.
 
         Args:
             item_ids: (k, b, l) int64, left-padded with 0.
-            by_length: on a CPU, encode rows of similar length together, unless BatchNorm makes rows depend on others.
+            by_length: encode rows of similar length together, unless BatchNorm makes rows depend on others or the host
+                would have to ask an accelerator for the lengths.
             training: the mode of the call; None: the model's own.
+            lengths: (b,) the real positions of each sequence, if the host knows them.
         """
-        mixes = self.encoder.mixes_rows and training is not False
-        free = item_ids.device.type == "cpu" and not mixes  # the host sees lengths
-        return pack(partial(self.encode, training=training), item_ids, by_length=by_length and free)
+        mixes, on_host = self.encoder.mixes_rows and training is not False, item_ids.device.type == "cpu"
+        return pack(
+            partial(self.encode, training=training),
+            item_ids,
+            by_length=by_length and not mixes and (on_host or lengths is not None),
+            lengths=None if on_host else lengths,
+            worth=0 if on_host else GROUP_FEATURES // self.hidden_size,
+        )
 
     def loss(
         self,
@@ -243,6 +261,7 @@ class EnsembleKD(Scoring):
         place: Place | None = None,
         item_loss: ItemLoss | None = None,
         share: float = 1.0,
+        lengths: Sequence[int] | None = None,
     ) -> Step:
         """Return the training loss of a batch, Eq. 19.
 
@@ -251,13 +270,16 @@ class EnsembleKD(Scoring):
             generator: draws the masks, on the device of ``item_ids``; None: torch's global one.
             validate: check the ids. An accelerator has to report to the host for it, so a loop that has checked its
                 data once, as ``fit`` does, switches it off.
-            by_length: on a CPU, encode rows of similar length together, so that little padding is computed. The loss is
-                the same but for rounding and the draws of dropout. Encoders with BatchNorm, whose rows depend on each
-                other, take the batch as it is.
+            by_length: encode rows of similar length together, so that little padding is computed. The loss is the same
+                but for rounding and the draws of dropout. Encoders with BatchNorm, whose rows depend on each other,
+                take the batch as it is. So does an accelerator without ``lengths``; with them it forms only groups
+                that save more time than their launches cost, as estimated.
             place: this process among those with other rows of the batch or other members; None: ``model.place``.
             item_loss: how wrong the item predictions are, and from whom the members learn; None: ``Mutual()``, from
                 each other.
             share: of the weights of ICL, CCL and KD, for a schedule; a term of weight 0 is not computed.
+            lengths: (b,) the number of items of each row, for an accelerator, which would have to report it. With them
+                it computes the logits of real targets alone. ``BatchPlan.lengths`` has them. Checked if ``validate``.
 
         Returns:
             ``Step(total, terms)``: ``total`` is differentiable, ``terms`` are detached and unweighted. If other
@@ -269,6 +291,7 @@ class EnsembleKD(Scoring):
         """
         if validate:
             check_ids("loss", item_ids, highest=self.num_items, at_least=self.objective.min_items)
+            check_lengths("loss", item_ids, lengths)
         return training_step(
             self,
             item_ids,
@@ -277,6 +300,7 @@ class EnsembleKD(Scoring):
             place=self.place if place is None else place,
             item_loss=Mutual() if item_loss is None else item_loss,
             share=share,
+            lengths=lengths,
         )
 
     def sparse_tables(self) -> list[str]:

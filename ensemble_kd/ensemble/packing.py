@@ -7,7 +7,7 @@ item of a short sequence counts more than an item of a long one: it cost SASRec 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ensemble_kd.functional import Pool, pool_sequence
+from ensemble_kd.torch_private import to_device
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,25 @@ class Packed:
         return torch.cat(parts, dim=2).index_select(2, users.argsort())
 
 
-def pack(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, by_length: bool) -> Packed:
+def pack(
+    encode: Callable[[Tensor], Tensor],
+    item_ids: Tensor,
+    *,
+    by_length: bool,
+    lengths: Sequence[int] | None = None,
+    worth: int = 0,
+) -> Packed:
     """Encode k copies of b sequences, (k, b, l) int64, left-padded with 0.
 
     Args:
         encode: (rows, w) -> (n, rows, w, d), or (n, rows, d) for the newest position alone.
         item_ids: (k, b, l) the input of ``encode``, before its first two axes are joined.
-        by_length: encode sequences of similar length together, else all at once. The host has to know the lengths.
+        by_length: encode sequences of similar length together, else all at once.
+        lengths: (b,) real positions of each sequence; None: they are read, for which an accelerator would wait.
+        worth: the padded positions that a further group has to save.
     """
     groups, k, newest_only = [], len(item_ids), False
-    for users, width in _similar(item_ids) if by_length else [_all(item_ids)]:
+    for users, width in _similar(item_ids, lengths, worth) if by_length else [_all(item_ids)]:
         read = item_ids[:, users, -width:] if by_length else item_ids
         hidden, real = encode(read.flatten(0, 1)), read != 0
         if newest_only := hidden.ndim == 3:
@@ -102,11 +112,23 @@ def _all(item_ids: Tensor) -> tuple[Tensor, int]:
     return torch.arange(item_ids.shape[1], device=item_ids.device), item_ids.shape[2]
 
 
-def _similar(item_ids: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Yield the sequences whose lengths have the same logarithm, rounded up, with the longest length among them."""
-    real = (item_ids != 0).any(dim=0).to(torch.uint8)
-    lengths = real.shape[1] - real.argmax(dim=1)  # a sequence of padding alone is as long as the batch
+def _similar(item_ids: Tensor, known: Sequence[int] | None, worth: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield the sequences whose lengths have the same logarithm, rounded up, with the longest length among them.
+
+    Groups that save too little join the next longer one.
+    """
+    k, _, longest = item_ids.shape
+    if known is None:
+        real = (item_ids != 0).any(dim=0).to(torch.uint8)
+        lengths = longest - real.argmax(dim=1)  # a sequence of padding alone is as long as the batch
+    else:
+        lengths = torch.tensor([items or longest for items in known])
     kinds = lengths.clamp(min=4).double().log2().ceil().long()
-    for users in kinds.argsort(stable=True).split(kinds.bincount().tolist()):
-        if len(users):
-            yield users, int(lengths[users].max())
+    order = kinds.argsort(stable=True)
+    parts = [(len(part), int(lengths[part].max())) for part in order.split(kinds.bincount().tolist()) if len(part)]
+    order, start, rows = to_device(order, item_ids.device), 0, 0
+    for i, (size, width) in enumerate(parts):
+        rows += size
+        if i + 1 == len(parts) or k * rows * (parts[i + 1][1] - width) >= worth:
+            yield order[start : start + rows], width
+            start, rows = start + rows, 0

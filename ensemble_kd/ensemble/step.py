@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,7 +35,7 @@ from ensemble_kd.losses import (
     scale_transfer,
     terms_by_name,
 )
-from ensemble_kd.objectives import Candidates, Draw, selects
+from ensemble_kd.objectives import Candidates, Draw, places, selects
 from ensemble_kd.stacking import share_table, sparse_lookups, take_rows
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def training_step(
     place: Place,
     item_loss: ItemLoss,
     share: float,
+    lengths: Sequence[int] | None,
 ) -> Step:
     """Return the losses of a checked batch; arguments as of ``EnsembleKD.loss``."""
     losses = scale_transfer(model.losses, share) if isinstance(model.losses, Loss) and share != 1 else model.losses
@@ -73,11 +74,11 @@ def training_step(
         place=place,
         item_loss=item_loss,
     )
-    real = run(item_ids, with_targets=True)
+    real = run(item_ids, with_targets=True, lengths=lengths)
     more = item_loss.further(item_ids, generator=generator)
     if more is None:
         return real
-    made = run(more, with_targets=False)
+    made = run(more, with_targets=False, lengths=None)
     return Step((real.total + made.total) / 2, real.terms)
 
 
@@ -91,10 +92,15 @@ def _losses_of_batch(
     place: Place,
     item_loss: ItemLoss,
     with_targets: bool,
+    lengths: Sequence[int] | None,
 ) -> Step:
     """Draw, encode, and add up the terms."""
     draw = model.objective.draw(
-        item_ids, mask_token=model.mask_token, newest_only=model.newest_only, generator=generator
+        item_ids,
+        mask_token=model.mask_token,
+        newest_only=model.newest_only,
+        generator=generator,
+        lengths=lengths,
     )
     m = model.objective.views
     anchored = any("anchor" in term.needs for _, term in named.values())
@@ -102,7 +108,7 @@ def _losses_of_batch(
     separate = anchored and not (model.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
     with _step_classifier(model, draw, place) as classifier:
         copies = torch.cat([draw.inputs, draw.anchor[None]]) if separate else draw.inputs
-        hidden = model.states(copies, by_length=by_length)
+        hidden = model.states(copies, by_length=by_length, lengths=draw.lengths)
     views, anchor = hidden.copies(slice(m)), hidden.copies(slice(m, None) if separate else slice(1))
     product_dtype = _product_dtype(hidden.flat)
     with torch.autocast(item_ids.device.type, enabled=False):
@@ -176,8 +182,8 @@ def _attribute_loss(model: EnsembleKD, draw: Draw, anchor: Packed, product_dtype
     assert model.attribute_table is not None
     items = draw.anchor_items.flatten()
     real = items != 0
-    if selects(items):
-        kept = real.nonzero()[:, 0]
+    if selects(items) or draw.attributed is not None:
+        kept = real.nonzero()[:, 0] if draw.attributed is None else places(real, draw.attributed)
         states, items, real = anchor.at(kept), items[kept], real[kept]
     else:
         states = anchor.flat

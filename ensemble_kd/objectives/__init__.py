@@ -3,7 +3,7 @@
 from ensemble_kd.objectives.candidates import Candidates, draw_candidates
 from ensemble_kd.objectives.masked import MaskedItem
 from ensemble_kd.objectives.next_item import NextItem
-from ensemble_kd.objectives.positions import mask_positions, selects
+from ensemble_kd.objectives.positions import mask_positions, places, selects
 from ensemble_kd.objectives.protocol import Draw, Objective
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Objective",
     "draw_candidates",
     "mask_positions",
+    "places",
     "selects",
 ]

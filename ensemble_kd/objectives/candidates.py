@@ -46,14 +46,15 @@ def sampled(
 def draw_candidates(
     targets: Tensor, *, num_items: int, negatives: int, generator: torch.Generator | None = None
 ) -> Candidates:
-    """Draw candidates: all targets, and up to ``negatives`` of the other items, each as likely as any of its stratum.
+    """Draw candidates: all targets, and ``negatives`` of the other items, each as likely as any of its stratum.
 
     The time is in proportion to t + negatives, whatever v is, and an accelerator need not wait.
 
     Args:
         targets: (t,) int64 in 1..v.
         num_items: v.
-        negatives: their number; if fewer items are left, all of them.
+        negatives: their number; if fewer items are left, all of them. On an accelerator one more for each target that
+            stands there again: there the number of candidates must follow from the number of targets.
         generator: source of randomness, on the device of ``targets``.
 
     Examples:
@@ -65,31 +66,44 @@ def draw_candidates(
     """
     if targets.device.type == "cpu":
         certain = targets.unique()
-        drawn = min(negatives, num_items - len(certain))
-    else:  # an accelerator would have to report how many there are
-        certain = targets.sort().values
-        drawn = negatives
-    return _candidates(targets, certain, num_items=num_items, drawn=drawn, generator=generator)
+        size = min(len(certain) + negatives, num_items)
+        return _candidates(targets, certain, num_items=num_items, size=size, known=len(certain), generator=generator)
+    # An accelerator would have to report how many targets differ. Room for all is kept, and filled up with negatives.
+    size = min(len(targets) + negatives, num_items)
+    return _candidates(targets, targets.sort().values, num_items=num_items, size=size, known=0, generator=generator)
 
 
 def _candidates(
-    targets: Tensor, certain: Tensor, *, num_items: int, drawn: int, generator: torch.Generator | None
+    targets: Tensor, certain: Tensor, *, num_items: int, size: int, known: int, generator: torch.Generator | None
 ) -> Candidates:
-    """``certain``: the targets in order; where one stands there again, it counts for no item."""
+    """Draw ``size`` candidates.
+
+    Args:
+        targets: (t,).
+        certain: the targets in order, with or without repetitions.
+        num_items: v.
+        size: at least the number of different targets, at most v.
+        known: that number, or 0 if the host does not know it.
+        generator: source of randomness.
+    """
     device = targets.device
     is_new = torch.ones_like(certain, dtype=torch.bool)
     is_new[1:] = certain[1:] != certain[:-1]
     new = is_new.cumsum(0)
-    others = num_items - is_new.sum()
-    edges = torch.arange(drawn + 1, device=device) * others // max(drawn, 1)
-    sizes = edges.diff()
-    within = torch.randint(1 << 62, (drawn,), generator=generator, device=device) % sizes.clamp(min=1)
-    ranks = (edges[:-1] + within).minimum(others - 1)  # among the other items, from 0
+    different = is_new.sum()
+    others, strata = num_items - different, (size - different).clamp(min=1)
+    slot = torch.arange(size, device=device) - different  # below 0: a target's
+    begin, end = slot.clamp(min=0) * others // strata, (slot + 1).clamp(min=0) * others // strata
+    draws = torch.randint(1 << 62, (size - known,), generator=generator, device=device)
+    within = torch.nn.functional.pad(draws, (known, 0)) % (end - begin).clamp(min=1)
+    ranks = (begin + within).minimum(others - 1)  # among the other items, from 0
     # Below the other item of rank r stand as many targets as have no more than r other items below them.
     below = torch.searchsorted(certain - new, ranks, right=True)
-    items = ranks + 1 + torch.nn.functional.pad(new, (1, 0))[below]
+    negatives = ranks + 1 + torch.nn.functional.pad(new, (1, 0))[below]
+    firsts = torch.zeros_like(slot).scatter_(0, new - 1, certain)
+    is_target = slot < 0
     return Candidates(
-        torch.cat([certain, items.clamp(min=1)]),
-        torch.cat([is_new.long(), sizes]),
-        torch.searchsorted(certain, targets),
+        torch.where(is_target, firsts, negatives),
+        torch.where(is_target, 1, end - begin),
+        new[torch.searchsorted(certain, targets)] - 1,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ensemble_kd.arguments import ratio, whole
 from ensemble_kd.objectives.candidates import sampled
-from ensemble_kd.objectives.positions import flat_targets, mask_positions, masked, newest_columns
+from ensemble_kd.objectives.positions import flat_targets, mask_counts, mask_positions, masked, newest_columns
 from ensemble_kd.objectives.protocol import Draw
 
 
@@ -61,16 +62,36 @@ class MaskedItem:
             whole("MaskedItem", "negatives", self.negatives, least=1)
 
     def draw(
-        self, item_ids: Tensor, *, mask_token: int, newest_only: bool = False, generator: torch.Generator | None = None
+        self,
+        item_ids: Tensor,
+        *,
+        mask_token: int,
+        newest_only: bool = False,
+        generator: torch.Generator | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Draw:
         """Draw masked views of (b, l) sequences, Eq. 3."""
         positions, valid = mask_positions(
             item_ids, views=self.views, mask_ratio=self.mask_ratio, newest=self.newest, generator=generator
         )
         inputs = masked(item_ids, positions, valid, mask_token)
-        flat, targets, keep = flat_targets(positions, valid, item_ids, item_ids.shape[1])
+        number = attributed = None
+        if lengths is not None:
+            number = self.views * int(mask_counts(torch.tensor(lengths), self.mask_ratio).sum())
+            attributed = sum(lengths)
+        flat, targets, keep = flat_targets(positions, valid, item_ids, item_ids.shape[1], number)
         candidates = sampled(targets, self.negatives, mask_token, generator)
-        return Draw(inputs, flat, targets, keep, anchor=item_ids, anchor_items=item_ids, candidates=candidates)
+        return Draw(
+            inputs,
+            flat,
+            targets,
+            keep,
+            anchor=item_ids,
+            anchor_items=item_ids,
+            candidates=candidates,
+            lengths=lengths,
+            attributed=attributed,
+        )
 
     def query(self, item_ids: Tensor, *, mask_token: int, max_len: int | None) -> Tensor:
         """Append [mask], Eq. 20; the oldest items are cut off where the encoder's length would be exceeded."""

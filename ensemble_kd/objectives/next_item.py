@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,7 +54,13 @@ class NextItem:
         return self.mask_ratio == 0
 
     def draw(
-        self, item_ids: Tensor, *, mask_token: int, newest_only: bool = False, generator: torch.Generator | None = None
+        self,
+        item_ids: Tensor,
+        *,
+        mask_token: int,
+        newest_only: bool = False,
+        generator: torch.Generator | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Draw:
         """Draw the inputs, all but the newest item, and the item after each (``newest_only``: after the last alone)."""
         inputs, following = item_ids[:, :-1], item_ids[:, 1:]
@@ -61,14 +68,30 @@ class NextItem:
         b, length = inputs.shape
         at = torch.arange(1 if newest_only else length, device=inputs.device).expand(self.views, b, -1)
         wanted = following[:, -1:] if newest_only else following
-        positions, targets, keep = flat_targets(at, (wanted != 0).expand(self.views, -1, -1), wanted, wanted.shape[1])
+        number = read = attributed = None
+        if lengths is not None:
+            read = [max(0, items - 1) for items in lengths]  # all but the newest, and each has the next for its target
+            attributed = sum(map(bool, read)) if newest_only else sum(read)
+            number = self.views * attributed
+        counts = (wanted != 0).expand(self.views, -1, -1)
+        positions, targets, keep = flat_targets(at, counts, wanted, wanted.shape[1], number)
         if self.mask_ratio > 0:
             hidden, valid = mask_positions(inputs, views=self.views, mask_ratio=self.mask_ratio, generator=generator)
             views = masked(inputs, hidden, valid, mask_token)
         else:
             views = inputs.expand(self.views, -1, -1)
         candidates = sampled(targets, self.negatives, mask_token, generator)
-        return Draw(views, positions, targets, keep, anchor=inputs, anchor_items=wanted, candidates=candidates)
+        return Draw(
+            views,
+            positions,
+            targets,
+            keep,
+            anchor=inputs,
+            anchor_items=wanted,
+            candidates=candidates,
+            lengths=read,
+            attributed=attributed,
+        )
 
     def query(self, item_ids: Tensor, *, mask_token: int, max_len: int | None) -> Tensor:
         """Return the newest items of the sequence: its last position predicts the next item."""

@@ -36,10 +36,7 @@ def mask_positions(
     """
     b, length = item_ids.shape
     real = item_ids != 0
-    # Two roundings, so that 0.07 * 100 = 7.000000000000001 asks for 7 positions and not for 8.
-    # At least one, however small the ratio; none in a row without items.
-    items = real.sum(dim=1)
-    count = torch.ceil(items.double() * mask_ratio - 1e-9).long().clamp(min=1).minimum(items)
+    count = mask_counts(real.sum(dim=1), mask_ratio)
     k = min(length, max(1, math.ceil(length * mask_ratio - 1e-9)))
     score = torch.rand(views, b, length, generator=generator, device=item_ids.device)
     if newest is not None:
@@ -49,6 +46,18 @@ def mask_positions(
     positions = score.topk(k, dim=-1).indices
     valid = torch.arange(k, device=item_ids.device) < count[:, None]
     return positions, valid.expand(views, b, k)
+
+
+def mask_counts(items: Tensor, mask_ratio: float) -> Tensor:
+    """Return how many of so many items are masked.
+
+    Examples:
+        >>> mask_counts(torch.tensor([0, 1, 5, 100]), 0.07).tolist()
+        [0, 1, 1, 7]
+    """
+    # Two roundings, so that 0.07 * 100 = 7.000000000000001 asks for 7 positions and not for 8.
+    # At least one, however small the ratio; none in a row without items.
+    return torch.ceil(items.double() * mask_ratio - 1e-9).long().clamp(min=1).minimum(items)
 
 
 def masked(item_ids: Tensor, positions: Tensor, valid: Tensor, mask_token: int) -> Tensor:
@@ -63,15 +72,35 @@ def selects(batch: Tensor) -> bool:
     return batch.device.type == "cpu"
 
 
-def flat_targets(positions: Tensor, valid: Tensor, items: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return positions (m, b, k) as indices into the flattened (m b l), the items there, and which of them count."""
+def flat_targets(
+    positions: Tensor, valid: Tensor, items: Tensor, length: int, number: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return positions (m, b, k) as indices into the flattened (m b l), the items there, and which of them count.
+
+    ``number`` is how many count, if the host knows it: then all that are returned do.
+    """
     m, b, _ = positions.shape
     row = torch.arange(m * b, device=positions.device).view(m, b, 1)
     targets = items.expand(m, -1, -1).gather(2, positions)
     flat, keep, targets = (row * length + positions).flatten(), valid.flatten(), targets.flatten()
     if selects(flat):
         return flat[keep], targets[keep], None
+    if number is not None:
+        kept = places(keep, number)
+        return flat[kept], targets[kept], None
     return flat, targets.clamp(min=1), keep
+
+
+def places(keep: Tensor, number: int) -> Tensor:
+    """Return the indices at which ``keep`` (t,) is True, of which there are ``number``. No accelerator waits for it.
+
+    Examples:
+        >>> places(torch.tensor([True, False, True]), 2)
+        tensor([0, 2])
+    """
+    into = (keep.cumsum(0) - 1).masked_fill(~keep, number)  # the others into a last place, which is dropped
+    found = into.new_zeros(number + 1).scatter_(0, into, torch.arange(len(keep), device=keep.device))
+    return found[:number]
 
 
 def newest_columns(ids: Tensor, max_len: int | None) -> Tensor:

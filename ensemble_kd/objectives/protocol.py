@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +16,8 @@ from ensemble_kd.objectives.candidates import Candidates
 class Draw:
     """The inputs and targets of one step. ``t`` counts the target positions of all views together.
 
-    ``anchor_items`` are the items whose attributes the anchor's positions predict; 0 stands for none.
+    ``anchor_items`` are the items whose attributes the anchor's positions predict; 0 stands for none. What the host
+    knows about lengths spares an accelerator the padding; without it all is computed there.
     """
 
     inputs: Tensor  # (m, b, l) the views that the encoder reads
@@ -25,6 +27,8 @@ class Draw:
     anchor: Tensor  # (b, l) the unchanged sequences
     anchor_items: Tensor  # (b, l)
     candidates: Candidates | None = None  # the items that the losses are computed over; None: all
+    lengths: Sequence[int] | None = None  # (b,) real positions of each row of ``inputs``, if the host knows them
+    attributed: int | None = None  # the number of ``anchor_items`` that are not 0, if the host knows it
 
 
 @runtime_checkable
@@ -75,7 +79,13 @@ class Objective(Protocol):
         ...
 
     def draw(
-        self, item_ids: Tensor, *, mask_token: int, newest_only: bool = False, generator: torch.Generator | None = None
+        self,
+        item_ids: Tensor,
+        *,
+        mask_token: int,
+        newest_only: bool = False,
+        generator: torch.Generator | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Draw:
         """Draw the inputs and targets of one step.
 
@@ -84,6 +94,7 @@ class Objective(Protocol):
             mask_token: the id of [mask], v + 1.
             newest_only: the encoder returns (b, d), so that only the newest position can have a target.
             generator: source of randomness, on the device of ``item_ids``; None: torch's global one.
+            lengths: (b,) the number of items of each row, if the host knows them.
         """
         ...
 

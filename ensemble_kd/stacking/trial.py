@@ -43,7 +43,8 @@ class Trial(NamedTuple):
             return []
         # Plain sums would hide a lot: those of a LayerNorm's outputs are the same whatever its input is.
         weights = torch.arange(1.0, output.numel() + 1, device=output.device).mul_(2.4).sin_().view_as(output)
-        return list(torch.autograd.grad((output * weights.to(output.dtype)).sum(), trained, allow_unused=True))
+        found = torch.autograd.grad((output * weights.to(output.dtype)).sum(), trained, allow_unused=True)
+        return [x.to_dense() if x is not None and x.is_sparse else x for x in found]
 
 
 def vmap_obstacle(trial: Trial, *, training: bool) -> str | None:

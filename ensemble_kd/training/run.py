@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ensemble_kd.data import AnySequences
+from ensemble_kd.data import AnySequences, BatchPlan
 from ensemble_kd.distributed import Place, SpreadLoss, agree, gather_members, gather_objects
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import autocast
+from ensemble_kd.torch_private import to_device
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
@@ -105,7 +106,11 @@ class Run:
             rate = s.lr * float(s.schedule(now, s.epochs))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            self._one_step(batch.to(self.device), 1.0 if s.transfer is None else float(s.transfer(now, s.epochs)))
+            lengths = None
+            if self.device.type != "cpu":  # a CPU sees them itself
+                lengths = plan.lengths(p.batch) if isinstance(plan, BatchPlan) else (batch != 0).sum(dim=1).tolist()
+            share = 1.0 if s.transfer is None else float(s.transfer(now, s.epochs))
+            self._one_step(to_device(batch, self.device), share, lengths)
             p.batch += 1
             p.step += 1
             self.log.advance()
@@ -126,7 +131,7 @@ class Run:
         rows, score = self.selection.validate(p.epoch)
         self._finish_epoch(rows, score, time.monotonic() - self.started)
 
-    def _one_step(self, batch: Tensor, share: float) -> None:
+    def _one_step(self, batch: Tensor, share: float, lengths: list[int] | None) -> None:
         with autocast(self.device, self.settings.precision):
             loss = self.loss(
                 batch,
@@ -135,6 +140,7 @@ class Run:
                 place=self.place,
                 item_loss=self.settings.loss,
                 share=share,
+                lengths=lengths,
             )
         self.progress.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging

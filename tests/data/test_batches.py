@@ -87,3 +87,11 @@ def test_a_plan_refuses() -> None:
             BatchPlan(windows, *numbers)
     with pytest.raises(IndexError):
         BatchPlan(windows, 2, 0, 0)[2]
+
+
+def test_lengths_are_those_of_the_rows() -> None:
+    windows = torch.tensor([[0, 0, 1], [0, 2, 3], [4, 5, 6], [0, 0, 7], [0, 8, 9]])
+    for part in ((0, 1), (0, 2), (1, 2)):
+        plan = BatchPlan(windows, 3, seed=1, epoch=0, part=part)
+        for index, batch in enumerate(plan):
+            assert plan.lengths(index) == (batch != 0).sum(1).tolist()

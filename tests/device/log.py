@@ -21,15 +21,17 @@ class Wait(NamedTuple):
 
 
 class Log:
-    """The waits, and the number of operations by name."""
+    """The waits, the number of operations by name, and that of matrix products by rows and columns."""
 
     def __init__(self) -> None:
         self.waits: list[Wait] = []
         self.operations: Counter[str] = Counter()
+        self.products: Counter[tuple[int, int]] = Counter()
 
     def clear(self) -> None:
         self.waits.clear()
         self.operations.clear()
+        self.products.clear()
 
     def wait(self, kind: str, operation: str) -> None:
         self.waits.append(Wait(kind, operation, line_of_package()))

@@ -132,6 +132,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elif name in ("masked_fill", "masked_fill_") and isinstance(args[2], Simulated):
         LOG.wait("read by the host", f"{name} with a value on the device")
     LOG.count(name)
+    if name == "mm":
+        LOG.products[(args[0].shape[0], args[1].shape[1])] += 1
     if torch.Tag.inplace_view in func.tags:  # transpose_, for one: the shape of both changes
         func(_plain(args[0]), *args[1:], **kwargs)
         with torch._C._ExcludeDispatchKeyGuard(_PYTHON):
@@ -295,6 +297,8 @@ def device() -> Iterator[Log]:
     global _active
     _register()
     LOG.clear()
+    pin = Tensor.pin_memory
+    Tensor.pin_memory = lambda x, *_: x  # type: ignore[method-assign]
     attend, threads, _active = F.scaled_dot_product_attention, torch.autograd.is_multithreading_enabled(), True
     torch._C._set_only_lift_cpu_tensors(True)
     torch.autograd.set_multithreading_enabled(False)
@@ -307,5 +311,6 @@ def device() -> Iterator[Log]:
         _active = False
         torch._C._set_only_lift_cpu_tensors(False)
         torch.autograd.set_multithreading_enabled(threads)
+        Tensor.pin_memory = pin  # type: ignore[method-assign]
         torch.Generator = _HostGenerator  # type: ignore[misc]
         F.scaled_dot_product_attention = attend

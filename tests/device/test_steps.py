@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import ensemble_kd.ensemble.model
+from ensemble_kd import KD, EnsembleKD, NextItem
+from ensemble_kd.encoders import SASRec
 from tests.device import cases, simulated
 from tests.device.log import Wait
 
@@ -33,10 +36,13 @@ def largest_error(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize(("encoder", "objective", "classifier", "backend"), CASES)
 def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
-    encoder: str, objective: str, classifier: str, backend: str
+    encoder: str, objective: str, classifier: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ensemble_kd.ensemble.model, "GROUP_FEATURES", 0)  # groups, however little they save
     host = cases.build(encoder, cases.OBJECTIVES[objective], classifier=classifier)
     ids = cases.batch()
+    # With the lengths that fit knows, and without.
+    options = {"by_length": True, "lengths": (ids != 0).sum(1).tolist()} if classifier == "tied" else {}
     for dtype, bound in ((torch.float32, 1e-4), (torch.bfloat16, 6e-2)):
         with simulated.device() as log:
             there = cases.build(encoder, cases.OBJECTIVES[objective], classifier=classifier, backend=backend)
@@ -46,8 +52,10 @@ def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
             optimizer = cases.optimizer(there)
             there.encoder.backend_for(there_ids)  # the first call compares the backends
             log.clear()
-            losses, grads = cases.step(there, there_ids, optimizer, dtype)
+            losses, grads = cases.step(there, there_ids, optimizer, dtype, **options)
             assert log.waits == []
+            assert recorded.kept is not None
+            assert (recorded.kept.valid is None) == bool(options)
             total, replay = losses.total.cpu(), recorded.on_host()
         here = copy.deepcopy(host)
         here.objective = replay
@@ -56,6 +64,35 @@ def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
         assert grads.keys() == exact.keys()
         for name, grad in grads.items():
             assert largest_error(grad, exact[name]) < bound, name
+
+
+@pytest.mark.parametrize("negatives", [None, 64])
+def test_logits_are_computed_of_real_targets_alone(negatives: int | None) -> None:
+    """Lengths as on Beauty: windows of up to 51, most of which are short."""
+    v, b, length = 900, 64, 51
+    lengths = [min(length, 3 + i * i // 160) for i in range(b)]
+    ids = torch.randint(1, v + 1, (b, length), generator=torch.Generator().manual_seed(0))
+    ids.masked_fill_(torch.arange(length) < length - torch.tensor(lengths)[:, None], 0)
+    computed = {}
+    with simulated.device() as log:
+        model = EnsembleKD(
+            lambda: SASRec(v, d_model=8, max_len=50, num_layers=1),
+            n=2,
+            objective=NextItem(negatives=negatives),
+            losses=KD(temperature=1.0),
+        ).to(simulated.NAME)
+        there = ids.to(simulated.NAME)
+        for known in (lengths, None):
+            log.clear()
+            model.loss(there, validate=False, lengths=known)
+            columns = v if negatives is None else max(columns for _, columns in log.products)
+            computed[known is not None] = sum(r * c * k for (r, c), k in log.products.items() if c == columns)
+    counted = 2 * (sum(lengths) - b) * v
+    if negatives is None:
+        assert computed[True] <= 1.1 * counted
+        assert computed[False] > 3 * counted
+    else:
+        assert computed[True] <= 2 * (sum(lengths) - b) * v  # repeated targets leave room for more negatives
 
 
 @pytest.mark.parametrize("encoder", ["BERT4Rec", "SASRec", "Caser"])

@@ -98,3 +98,20 @@ def test_a_copy_may_be_shorter_than_its_sequence() -> None:
     ids = torch.tensor([[[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]], [[0] * 8 + [9, 10]]])
     packed = pack(encode, ids, by_length=True)
     assert torch.equal(packed.copies(slice(1, None)).at(torch.tensor([8, 9])), encode(ids[1])[:, 0, 8:])
+
+
+@given(sequences())
+def test_known_lengths_make_the_same_groups(ids: Tensor) -> None:
+    known = (ids[0] != 0).sum(1).tolist()
+    read, told = (pack(encode, ids, by_length=True, lengths=lengths) for lengths in (None, known))
+    assert [g.users.tolist() for g in read.groups] == [g.users.tolist() for g in told.groups]
+    torch.testing.assert_close(read.flat, told.flat, equal_nan=True, rtol=0, atol=0)
+
+
+@given(sequences(), st.integers(0, 200))
+def test_a_group_has_to_save_what_it_is_worth(ids: Tensor, worth: int) -> None:
+    groups = pack(encode, ids, by_length=True, worth=worth).groups
+    assert sorted(user for group in groups for user in group.users.tolist()) == list(range(ids.shape[1]))
+    widths = [group.real.shape[2] for group in groups]
+    for group, width, wider in zip(groups, widths, widths[1:], strict=False):
+        assert len(ids) * len(group.users) * (wider - width) >= worth

@@ -46,7 +46,8 @@ def draw(targets: Tensor, v: int, k: int, seed: int, *, reported: bool = True) -
     generator = torch.Generator().manual_seed(seed)
     if reported:
         return draw_candidates(targets, num_items=v, negatives=k, generator=generator)
-    return _candidates(targets, targets.sort().values, num_items=v, drawn=k, generator=generator)
+    size = min(len(targets) + k, v)
+    return _candidates(targets, targets.sort().values, num_items=v, size=size, known=0, generator=generator)
 
 
 # -------------------------------------------------------------------------------------------------------- candidates
@@ -60,12 +61,12 @@ def test_candidates_stand_for_every_item_once(v: int, t: int, data: st.DataObjec
     live = items[counts > 0]
     assert int(counts.sum()) == v
     assert set(items.tolist()) <= set(range(1, v + 1))
-    assert len(set(live.tolist())) == len(live) == len(distinct) + min(k, v - len(distinct))
+    assert len(set(live.tolist())) == len(live) == len(items)
     assert torch.equal(items[at], targets)
     assert counts[at].eq(1).all()
     sizes = [int(c) for c, item in zip(counts, items, strict=True) if c > 0 and int(item) not in distinct]
     assert not sizes or max(sizes) - min(sizes) <= 1
-    assert len(items) == (len(live) if reported else t + k)
+    assert len(items) == min((len(distinct) if reported else t) + k, v)
 
 
 def all_draws(targets: Tensor, v: int, k: int, *, reported: bool) -> list[Candidates]:
@@ -75,7 +76,8 @@ def all_draws(targets: Tensor, v: int, k: int, *, reported: bool) -> list[Candid
         candidates = draw(targets, v, k, seed, reported=reported)
         found[tuple(candidates.items.tolist())] = candidates
     others = v - len(targets.unique())
-    sizes = [(i + 1) * others // k - i * others // k for i in range(k)]
+    drawn = len(candidates.items) - len(targets.unique())
+    sizes = [(i + 1) * others // drawn - i * others // drawn for i in range(drawn)]
     assert len(found) == math.prod(sizes)
     return list(found.values())
 

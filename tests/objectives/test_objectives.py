@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble_kd import (
@@ -161,3 +163,37 @@ def test_what_is_refused_is_named(name: str) -> None:
     with pytest.raises(EnsembleKDError) as caught:
         make()
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [MaskedItem(mask_ratio=0.3, views=3), MaskedItem(negatives=4), NextItem(views=2), NextItem(mask_ratio=0.3)],
+    ids=repr,
+)
+@pytest.mark.parametrize("newest_only", [False, True])
+@given(sequences=st.lists(st.integers(2, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_with_known_lengths_an_accelerator_draws_what_a_cpu_does(
+    objective: MaskedItem | NextItem, newest_only: bool, sequences: list[int], seed: int
+) -> None:
+    ids = torch.stack([torch.nn.functional.pad(torch.arange(1, n + 1), (9 - n, 0)) for n in sequences])
+    draws = []
+    for select in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(positions, "selects", lambda batch, select=select: select)
+            generator = torch.Generator().manual_seed(seed)
+            draws.append(
+                objective.draw(
+                    ids,
+                    mask_token=11,
+                    newest_only=newest_only,
+                    generator=generator,
+                    lengths=None if select else sequences,
+                )
+            )
+    cpu, other = draws
+    assert other.valid is None
+    assert torch.equal(cpu.inputs, other.inputs)
+    assert torch.equal(cpu.positions, other.positions)
+    assert torch.equal(cpu.targets, other.targets)
+    assert other.attributed == int((cpu.anchor_items != 0).sum())
+    assert other.lengths == (cpu.anchor != 0).sum(1).tolist()
