@@ -15,7 +15,13 @@ import pytest
 import torch
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.files import append, load, replacing, save, sync
+from ensemble_kd.files import (
+    append,
+    load,
+    replacing,
+    save,
+    sync,
+)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -74,6 +74,7 @@ SURFACE = {
     """,
     "training": """
         Callback clip_members_ Cosine fit FitResult Metric Ramp RowAdamW Schedule StepDecay
+        WarmupStableDecay
     """,
 }
 

@@ -1,6 +1,12 @@
 """``EnsembleKD``: the parts put together."""
 
-from ensemble_kd.ensemble.contract import Attributes, check_catalogue, check_output, probe, size_of
+from ensemble_kd.ensemble.contract import (
+    Attributes,
+    check_catalogue,
+    check_output,
+    probe,
+    size_of,
+)
 from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addresses
 from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
 from ensemble_kd.ensemble.model import EnsembleKD, default_losses

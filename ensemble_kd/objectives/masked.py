@@ -11,7 +11,13 @@ from torch import Tensor
 
 from ensemble_kd.arguments import ratio, whole
 from ensemble_kd.objectives.candidates import sampled
-from ensemble_kd.objectives.positions import flat_targets, mask_counts, mask_positions, masked, newest_columns
+from ensemble_kd.objectives.positions import (
+    flat_targets,
+    mask_counts,
+    mask_positions,
+    masked,
+    newest_columns,
+)
 from ensemble_kd.objectives.protocol import Draw
 
 

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from ensemble_kd.arguments import choice
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import seeded
-from ensemble_kd.stacking.backends import Backend, call_all, call_each, call_one, decide
+from ensemble_kd.stacking.backends import (
+    Backend,
+    call_all,
+    call_each,
+    call_one,
+    decide,
+)
 from ensemble_kd.stacking.build import check_members, leave_weightless
 from ensemble_kd.stacking.templates import Reader, Templates
 from ensemble_kd.stacking.tree import fill, stack_into, values_of

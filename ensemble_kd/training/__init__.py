@@ -3,7 +3,13 @@
 from ensemble_kd.training.fit import FitResult, fit
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.optimizer import RowAdamW
-from ensemble_kd.training.schedules import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training.schedules import (
+    Cosine,
+    Ramp,
+    Schedule,
+    StepDecay,
+    WarmupStableDecay,
+)
 from ensemble_kd.training.settings import Callback, Metric
 
 __all__ = [
@@ -15,6 +21,7 @@ __all__ = [
     "RowAdamW",
     "Schedule",
     "StepDecay",
+    "WarmupStableDecay",
     "clip_members_",
     "fit",
 ]

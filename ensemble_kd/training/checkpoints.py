@@ -9,13 +9,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ensemble_kd.distributed import Place, gather_objects, gather_states, own_moments, own_shards, own_states
+from ensemble_kd.distributed import (
+    Place,
+    gather_objects,
+    gather_states,
+    own_moments,
+    own_shards,
+    own_states,
+)
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import random_state, set_random_state
 from ensemble_kd.training.fingerprint import check_same_run
 from ensemble_kd.training.folder import BEST, LAST
-from ensemble_kd.training.state import BestState, Progress, RunState, read_state, write_state
+from ensemble_kd.training.state import (
+    BestState,
+    Progress,
+    RunState,
+    read_state,
+    write_state,
+)
 
 
 class Checkpoints:

@@ -75,7 +75,7 @@ def fit(
     Args:
         model: on the device where it is to be trained.
         data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
-        epochs: passes over the windows.
+        epochs: passes over the windows; an upper bound with ``schedule=WarmupStableDecay()``.
         batch_size: windows per step, of all processes together.
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.

@@ -11,7 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from ensemble_kd.data import AnySequences, BatchPlan
-from ensemble_kd.distributed import Place, SpreadLoss, agree, gather_members, gather_objects
+from ensemble_kd.distributed import (
+    Place,
+    SpreadLoss,
+    agree,
+    gather_members,
+    gather_objects,
+)
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import autocast
@@ -23,9 +29,16 @@ from ensemble_kd.training.folder import BEST, LOG, claimed
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
+from ensemble_kd.training.schedules import Stretch, WarmupStableDecay
 from ensemble_kd.training.selection import Selection
 from ensemble_kd.training.settings import Settings
-from ensemble_kd.training.state import Best, EpochEntry, Means, Progress, Rows
+from ensemble_kd.training.state import (
+    Best,
+    EpochEntry,
+    Means,
+    Progress,
+    Rows,
+)
 from ensemble_kd.training.windows import Windows
 
 
@@ -67,7 +80,7 @@ class Run:
                 self._save()  # first: if this is killed, an older run is either whole or replaced
                 self._forget_older_run()
                 self.log.open(entries=0, step=0)
-            while self.progress.epoch < s.epochs and not self._out_of_patience():
+            while self.progress.epoch < self._end() and not self._out_of_patience():
                 self._one_epoch()
         if self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
@@ -91,6 +104,26 @@ class Run:
         if is_new:  # a log begun anew: the next resume is to find no more entries than there are
             self._save()
 
+    def _end(self) -> int:
+        return self.progress.stretch[1] if self.progress.stretch else self.settings.epochs
+
+    def _rate(self, epoch: float) -> float:
+        schedule, stretch = self.settings.schedule, self.progress.stretch
+        if stretch and isinstance(schedule, WarmupStableDecay):
+            return self.settings.lr * schedule.share(epoch, Stretch(*stretch))
+        return self.settings.lr * float(schedule(epoch, self.settings.epochs))
+
+    def _settle(self) -> None:
+        """Begin the last stretch of the schedule if validation has stopped improving: from the best epoch's weights."""
+        schedule, p = self.settings.schedule, self.progress
+        if p.stretch or not isinstance(schedule, WarmupStableDecay) or self.best_weights is None:
+            return
+        stretch = schedule.stretch(done=p.epoch, best=p.best.epoch, epochs=self.settings.epochs)
+        if stretch is not None:
+            p.stretch = list(stretch)
+            self.model.load_state_dict(self.best_weights)
+            self.log.say(f"validation has settled: {stretch.end - stretch.start} more epochs at a falling rate")
+
     def _out_of_patience(self) -> bool:
         patience, p = self.settings.patience, self.progress
         return patience is not None and p.epoch - 1 - p.best.epoch >= patience
@@ -98,12 +131,12 @@ class Run:
     def _one_epoch(self) -> None:
         s, p = self.settings, self.progress
         plan = self.windows.plan(p.epoch)
-        self.log.start_bar(len(plan), p.batch, f"epoch {p.epoch + 1}/{s.epochs}")
+        self.log.start_bar(len(plan), p.batch, f"epoch {p.epoch + 1}/{self._end()}")
         self.started, first = time.monotonic(), p.batch
         self.model.train()
         for batch in plan.batches(start=p.batch):
             now = p.epoch + p.batch / len(plan)
-            rate = s.lr * float(s.schedule(now, s.epochs))
+            rate = self._rate(now)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             lengths = None
@@ -192,6 +225,7 @@ class Run:
         p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()
         self._write(entry)
         self.log.say(f"epoch {p.epoch}: {self.selection.summary(rows, score)}, {entry['train_s']:.1f} s")
+        self._settle()  # before the checkpoint, which has the weights that the next epoch begins with
         self._save()
         # After last.pt, which has the same weights: a run killed between the two finds them there.
         if better and self.best_weights is not None:

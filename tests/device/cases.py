@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, MaskedItem, NextItem
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    MaskedItem,
+    NextItem,
+)
 from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.objectives import Draw, Objective

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import AP, EnsembleKD, MaskedItem, NextItem, fit
+from ensemble_kd import (
+    AP,
+    EnsembleKD,
+    MaskedItem,
+    NextItem,
+    fit,
+)
 from ensemble_kd.data import ItemAttributes, SequenceData, Vocabulary, synthetic
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec

@@ -25,8 +25,8 @@ from ensemble_kd import (
 )
 from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import SASRec
-from ensemble_kd.losses import compiled as compiling
 from ensemble_kd.losses import tiles
+from ensemble_kd.testing.checks import compiled as compiling
 from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay
 from ensemble_kd.training import run as training_run
 from ensemble_kd.training.log import RunLog
