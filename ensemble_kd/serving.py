@@ -15,6 +15,7 @@ from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a call besides its input and output
+_ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
 ENCODER_BYTES = 4 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 
 
@@ -72,7 +73,7 @@ def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: 
     b, length = item_ids.shape
     length = length if longest is None else min(length, longest)
     # About 16 values per feature and position, as a Transformer's block has, and 4 attention weights per pair.
-    rows = max(1, ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length)))
+    rows = max(1, _times(item_ids) * ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length)))
     if rows >= b:
         return encode(item_ids)
     return torch.cat([encode(item_ids[start : start + rows]) for start in range(0, b, rows)], dim=1)
@@ -239,8 +240,12 @@ def uncertainty(
 
 def _blocks(states: Tensor, columns: int) -> Iterator[slice]:
     n, b, _ = states.shape
-    rows = max(1, BLOCK_BYTES // (n * columns * states.element_size()))
+    rows = max(1, _times(states) * BLOCK_BYTES // (n * columns * states.element_size()))
     return (slice(start, min(start + rows, b)) for start in range(0, b, rows))
+
+
+def _times(tensor: Tensor) -> int:
+    return 1 if tensor.device.type == "cpu" else _ACCELERATOR_TIMES
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | None) -> Tensor:

@@ -71,6 +71,13 @@ class GRU4Rec(SequenceEncoder):
         padding = (item_ids == 0).sum(1, keepdim=True)
         place = torch.arange(length, device=item_ids.device)
         x = self.item_embedding(item_ids.gather(1, (place + padding) % length))
-        states = self.project(self.gru(self.drop(x))[0])
+        states = self.project(self._recur(self.drop(x)))
         back = ((place - padding) % length)[:, :, None].expand_as(states)
         return states.gather(1, back)  # type: ignore[no-any-return]
+
+    def _recur(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return self.gru(x)[0]  # type: ignore[no-any-return]
+        # CUDA's autocast runs recurrent layers in float16, whatever its precision is: too little range without scaling.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.gru(x.to(self.project.weight.dtype))[0]  # type: ignore[no-any-return]

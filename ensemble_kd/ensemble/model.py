@@ -292,6 +292,9 @@ class EnsembleKD(Scoring):
         if validate:
             check_ids("loss", item_ids, highest=self.num_items, at_least=self.objective.min_items)
             check_lengths("loss", item_ids, lengths)
+            if item_ids.device != self.device:
+                fix = "Move them: item_ids.to(model.device)."
+                raise EnsembleKDError("loss", f"item_ids on {self.device}, as the model", item_ids.device, fix)
         return training_step(
             self,
             item_ids,

@@ -15,6 +15,7 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Heads, StackedModule, inner_rows
+from ensemble_kd.torch_private import to_device
 
 
 class Scoring(nn.Module):
@@ -55,7 +56,7 @@ class Scoring(nn.Module):
 
     def hidden(self, item_ids: Tensor) -> Tensor:
         """Return the hidden states of every member: (b, l) -> (n, b, l, d), or (n, b, d)."""
-        check_ids("hidden", item_ids, highest=self.mask_token)
+        item_ids = self._checked("hidden", item_ids, highest=self.mask_token)
         return self.encode(item_ids)
 
     def encode(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
@@ -74,7 +75,7 @@ class Scoring(nn.Module):
 
     def member_scores(self, item_ids: Tensor) -> Tensor:
         """Return each member's next-item logits: (b, l) -> (n, b, num_items + 1), column 0 is -inf."""
-        check_ids("member_scores", item_ids, highest=self.num_items)
+        item_ids = self._checked("member_scores", item_ids, highest=self.num_items)
         newest = self._newest(item_ids)
         weight, bias = self.classifier_weights()
         with torch.autocast(newest.device.type, enabled=False):
@@ -85,7 +86,7 @@ class Scoring(nn.Module):
 
     def forward(self, item_ids: Tensor) -> Tensor:
         """Return the mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf."""
-        check_ids("forward", item_ids, highest=self.num_items)
+        item_ids = self._checked("forward", item_ids, highest=self.num_items)
         newest = self._newest(item_ids)
         weight, bias = self.classifier_weights()
         with torch.autocast(newest.device.type, enabled=False):
@@ -103,7 +104,7 @@ class Scoring(nn.Module):
             item_ids: (b, l) int64 sequences, left-padded with 0.
             training: the mode of the call; None: the model's own.
         """
-        check_ids("query_states", item_ids, highest=self.num_items)
+        item_ids = self._checked("query_states", item_ids, highest=self.num_items)
         return self._newest(item_ids, training=training)
 
     def _newest(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
@@ -145,7 +146,8 @@ class Scoring(nn.Module):
             >>> sorted(items[0].tolist())
             [4, 5]
         """
-        states = self._serve("recommend", item_ids)
+        item_ids = self._checked("recommend", item_ids, highest=self.num_items)
+        states = self._serve(item_ids)
         seen = item_ids if exclude_seen else None
         with torch.autocast(states.device.type, enabled=False):
             return serving.top_items(
@@ -172,7 +174,9 @@ class Scoring(nn.Module):
             >>> torch.allclose(model.query_vectors(ids) @ model.item_vectors().T, model(ids)[:, 1:], atol=1e-6)
             True
         """
-        return serving.query_vectors(gather_members(self._serve("query_vectors", item_ids), self.place))
+        return serving.query_vectors(
+            gather_members(self._serve(self._checked("query_vectors", item_ids, highest=self.num_items)), self.place)
+        )
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
@@ -191,17 +195,21 @@ class Scoring(nn.Module):
             >>> bool(found.mutual_information <= found.entropy)
             True
         """
-        states = self._serve("uncertainty", item_ids)
+        states = self._serve(self._checked("uncertainty", item_ids, highest=self.num_items))
         with torch.autocast(states.device.type, enabled=False):
             return serving.uncertainty(
                 states, *self.classifier_weights(), k=k, gather=partial(gather_members, place=self.place)
             )
 
-    def _serve(self, where: str, item_ids: Tensor) -> Tensor:
+    def _checked(self, where: str, item_ids: Tensor, *, highest: int) -> Tensor:
+        """Return ids that were checked, on the device of the weights."""
+        check_ids(where, item_ids, highest=highest)
+        return item_ids if item_ids.device == self.device else to_device(item_ids, self.device)
+
+    def _serve(self, item_ids: Tensor) -> Tensor:
         """Return the members' query states in evaluation mode, some sequences at a time.
 
         The mode is this call's alone, so that other threads may score with the model, or train it.
         """
-        check_ids(where, item_ids, highest=self.num_items)
         newest = partial(self._newest, training=False)
         return serving.encoded(newest, item_ids, n=len(self.encoder), d=self.hidden_size, longest=self.max_len)

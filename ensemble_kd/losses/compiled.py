@@ -50,6 +50,8 @@ def compiled_tile(formula: Formula, *key: object, size: int, compiled: bool | No
         mark_dynamic(counts, 0)
         try:
             result = _compiled(formula, *key, with_grad)(formula, logits, bias, counts, weights, with_grad)
+        except torch.OutOfMemoryError:
+            raise  # no fault of the compiler's, and the tile as it is would need more
         except Exception as error:
             if compiled:
                 raise

@@ -17,6 +17,7 @@ from ensemble_kd.losses.formula import Networks, Plan
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
 _ROWS, _ROWS_BYTES = 32, 384 << 20  # a tile has this many rows even beyond the cache, but no more than these bytes
 _FLOAT16_ROWS = 512  # rows of gradient 1 whose sum, times hidden states of about 100, float16 has room for
+_ALIGNED = 64  # elements; a row of logits in an accelerator's memory begins at a multiple of them
 _CHUNK_BYTES = 1 << 20  # of one float32 scratch plane in eager mode: small enough to stay in cache between two kernels
 
 
@@ -55,7 +56,11 @@ def walk(
     compiled = compiled_tile(formula, *key, size=p * t * v, compiled=plan.compiled)
     function = compiled or formula.tile
     chunk = rows_per_chunk(rows, v, device, eager=compiled is None)
-    buffer = torch.empty(p * rows * v, dtype=product, device=device)
+    # Products on an accelerator's fast path need rows that begin at a multiple of 16 bytes. What fills up is 0, since
+    # kernels may read it: oneDNN's product of bfloat16 does, and multiplies it by 0.
+    stride = v if device.type == "cpu" else -(-v // _ALIGNED) * _ALIGNED
+    make = torch.empty if stride == v else torch.zeros
+    buffer = make(p * rows * stride, dtype=product, device=device)
     # Filled on the device: copying them there would wait for it.
     slopes = formula.slopes(plan.weights)
     weights = torch.stack([torch.full((), slope, dtype=dtype, device=device) for slope in slopes])
@@ -65,7 +70,7 @@ def walk(
 
     for start in range(0, t, rows):
         stop = min(start + rows, t)
-        logits = buffer[: p * (stop - start) * v].view(p, stop - start, v)
+        logits = buffer[: p * (stop - start) * stride].view(p, stop - start, stride)[:, :, :v]
         for i in range(p):
             torch.mm(inputs[i][start:stop], classifiers[i].t(), out=logits[i])
         for low in range(start, stop, chunk):

@@ -87,7 +87,7 @@ def fit(
         max_grad_norm: clip each member's gradient to this norm; None: do not.
         window: length of the training windows; None: the longest that the model can train on, at most 50 inputs.
         window_step: distance between a user's windows.
-        by_length: encode a batch's rows of similar length together (faster on a CPU, the same loss), see
+        by_length: encode a batch's rows of similar length together (faster, the same loss), see
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32.
         exclude: items that validation does not rank, see ``evaluate``.
@@ -97,8 +97,9 @@ def fit(
         patience: stop after so many epochs without a better validation; None: never.
         output_dir: receives best.pt, last.pt, log.jsonl, and TensorBoard events if it is installed. One run at a time
             may write there. None: nothing is written.
-        resume: go on from ``output_dir``/last.pt, or start if the folder has no run. On the same machine with as many
-            threads, the end is bit for bit that of a run never stopped.
+        resume: go on from ``output_dir``/last.pt, or start if the folder has no run. On the same CPU with as many
+            threads, the end is bit for bit that of a run never stopped. On an accelerator it is but for rounding:
+            kernels add in no fixed order there, and ``backend="auto"`` measures anew.
         overwrite: replace the run in ``output_dir``. Without it and ``resume``, a folder with a run is refused.
         checkpoint_every_s: seconds between writes of last.pt within an epoch. It is also written after every epoch.
         log_every: steps between log entries.

@@ -13,6 +13,8 @@ from ensemble_kd.distributed import beside, whole
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.torch_private import sparse_parts
 
+_MERGED = "merged_parts"  # attribute of a gradient whose rows are merged: how many parts it had then
+
 
 @torch.no_grad()
 def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
@@ -62,9 +64,13 @@ def merge_rows(grad: Tensor) -> Tensor:
 
 def _merge_in_place(grad: Tensor) -> Tensor:
     index, values = sparse_parts(grad)
+    if getattr(grad, _MERGED, None) == len(values):  # clipping has done it, and nothing was added since
+        return grad
     keys, order = (index[0] * grad.shape[1] + index[1]).sort(stable=True)
     values = torch.zeros_like(values).index_add_(0, torch.searchsorted(keys, keys), values[order])
-    return torch.sparse_coo_tensor(index[:, order], values, grad.shape, check_invariants=False)
+    merged = torch.sparse_coo_tensor(index[:, order], values, grad.shape, check_invariants=False)
+    setattr(merged, _MERGED, len(values))
+    return merged
 
 
 def member_norms(grad: Tensor) -> Tensor:

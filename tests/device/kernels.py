@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._C import _functorch
 
 # The lists of CUDA's autocast, as far as the package meets them.
-AUTOCAST_LOW = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "mv", "addmv", "gru.input", "conv1d", "conv2d")
+AUTOCAST_LOW = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "mv", "addmv", "conv1d", "conv2d")
+AUTOCAST_HALF = ("gru.input",)  # in float16, also where bfloat16 is asked for
 AUTOCAST_FLOAT32 = (
     "softmax.int", "log_softmax.int", "layer_norm", "exp", "log", "pow.Tensor_Scalar", "sum", "sum.dim_IntList",
     "cumsum", "norm.ScalarOpt_dim", "cosine_similarity", "cross_entropy_loss", "logsumexp",

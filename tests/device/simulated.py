@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.device.kernels import AUTOCAST_FLOAT32, AUTOCAST_LOW, KERNELS, attention
+from tests.device.kernels import AUTOCAST_FLOAT32, AUTOCAST_HALF, AUTOCAST_LOW, KERNELS, attention
 from tests.device.log import LOG, Log
 
 NAME = "simulated"
@@ -269,7 +269,7 @@ def _register() -> None:
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     rules = torch.library.Library("aten", "IMPL")
-    for names, cast in ((AUTOCAST_LOW, None), (AUTOCAST_FLOAT32, torch.float32)):
+    for names, cast in ((AUTOCAST_LOW, None), (AUTOCAST_HALF, torch.float16), (AUTOCAST_FLOAT32, torch.float32)):
         for name in names:
             rules.impl(name, _autocast(name, cast), "AutocastPrivateUse1")
     _library.extend([fallback, rules])
