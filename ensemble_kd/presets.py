@@ -28,7 +28,7 @@ STRONG_KD_FIT: Mapping[str, Any] = {"transfer": Ramp(0.2, 0.5)}
 
 # For a trained model that learns from what came since: ``fit(model, data.newest(...), **WARM_FIT)``. Half the default's
 # rate, falling nearly from the start: the first weights need a warm-up, trained ones do not.
-WARM_FIT: Mapping[str, Any] = {"epochs": 2, "lr": 1e-3, "schedule": Cosine(warmup=0.1)}
+WARM_FIT: Mapping[str, Any] = {"epochs": 5, "lr": 1e-3, "schedule": Cosine(warmup=0.1)}
 
 
 def paper(item_attributes: Attributes | None = None) -> dict[str, Any]:

@@ -14,8 +14,9 @@ SURFACE = {
         AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
     """,
     "data": """
-        AnySequences BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
-        read_movielens read_recbole read_text SequenceData Split synthetic Unknown Vocabulary write_sequences
+        AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
+        read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown values Vocabulary
+        write_sequences
     """,
     "distillation": """
         distill Distilled FromTeacher splice

@@ -3,7 +3,8 @@
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
-from ensemble_kd.data.holdout import Cuts, Holdout
+from ensemble_kd.data.columns import Table, values
+from ensemble_kd.data.holdout import AtTime, Cuts, Holdout
 from ensemble_kd.data.mapped import AnySequences, MappedSequences
 from ensemble_kd.data.ragged import left_padded
 from ensemble_kd.data.readers.amazon import read_amazon
@@ -18,6 +19,7 @@ from ensemble_kd.data.writing import write_sequences
 
 __all__ = [
     "AnySequences",
+    "AtTime",
     "BatchPlan",
     "BlockPlan",
     "Cuts",
@@ -26,6 +28,7 @@ __all__ = [
     "MappedSequences",
     "SequenceData",
     "Split",
+    "Table",
     "Unknown",
     "Vocabulary",
     "left_padded",
@@ -34,5 +37,6 @@ __all__ = [
     "read_recbole",
     "read_text",
     "synthetic",
+    "values",
     "write_sequences",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.arguments import is_whole, shown, whole
+from ensemble_kd.data.columns import Table, column, ids_of, missing, values
+from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
 
 _WIDE_ENTRIES = 50_000_000
@@ -116,6 +118,53 @@ class ItemAttributes:
         slots = np.arange(pairs) - np.repeat(np.cumsum(counts) - counts, counts)
         table[owners, slots] = flat - 1
         return cls(int(flat.max()), torch.from_numpy(table))
+
+    @classmethod
+    def from_table(
+        cls, table: Table, vocabulary: Vocabulary, *, item: str = "item_id", attributes: str | Sequence[str]
+    ) -> ItemAttributes:
+        """Build the table from one of pandas, polars or Arrow with a row per item.
+
+        Every distinct value of a column is an attribute. Where a column has lists, each of their values is one. Missing
+        values are none. Items that the vocabulary does not have are passed over. Attributes are numbered by first
+        appearance, item by item in the vocabulary's order: items that are added to it change no old attribute's number.
+
+        Args:
+            table: anything whose ``table[name]`` is a column.
+            vocabulary: of the items, such as ``data.vocabulary``.
+            item: the column of the items' ids.
+            attributes: the columns of attributes.
+
+        Raises:
+            EnsembleKDError: a column that is not there, or no item has an attribute.
+
+        Examples:
+            >>> table = {"item_id": ["tea", "rum"], "kind": ["drink", "drink"], "tags": [["hot", "green"], None]}
+            >>> found = ItemAttributes.from_table(table, Vocabulary(["tea", "rum"]), attributes=["kind", "tags"])
+            >>> found.table[1:3].tolist()
+            [[0, 1, 2], [0, -1, -1]]
+        """
+        where = "ItemAttributes.from_table"
+        listed = [attributes] if isinstance(attributes, str) else list(attributes)
+        names = ids_of(where, table, item)
+        owned: dict[Hashable, dict[Hashable, None]] = {}
+        for name in listed:
+            found = values(column(where, table, name))
+            if len(found) != len(names):
+                got, fix = f"{len(names)} and {len(found)}", "Pass a table with a row per item."
+                raise EnsembleKDError(where, "columns of one length", got, fix)
+            for owner, value in zip(names, found, strict=True):
+                several = value if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
+                owned.setdefault(owner, {}).update(((name, one), None) for one in several if not missing(one))
+        numbers: dict[Hashable, int] = {}
+        rows = {
+            i: [numbers.setdefault(attribute, len(numbers) + 1) for attribute in owned.get(name, ())]
+            for i, name in enumerate(vocabulary.names, start=1)
+        }
+        if not numbers:
+            fix = "Compare the ids of both tables, and their types."
+            raise EnsembleKDError(where, f"attributes of items such as {vocabulary.name(1)!r}", "none", fix)
+        return cls.from_dict(rows, len(vocabulary))
 
     @property
     def num_items(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.arguments import choice, shown
+from ensemble_kd.data.columns import Times, moment
 from ensemble_kd.errors import EnsembleKDError
 
 Named: TypeAlias = Literal["last", "none"]
@@ -116,3 +117,29 @@ def cuts_of(holdout: Holdout, lengths: Tensor) -> Cuts:
         return Cuts(lengths - 2, lengths - 2, lengths - 1, NAMES[holdout])
     none = torch.full_like(lengths, -1)
     return Cuts(lengths, none, none, NAMES[holdout])
+
+
+def cuts_at(where: str, split: AtTime, when: Times, offsets: Tensor) -> Cuts:
+    """Return the cuts of users whose interactions happened at sorted times, user after user.
+
+    Raises:
+        EnsembleKDError: moments that do not compare with the times, or validation that begins after test.
+    """
+    test = moment(where, split.test, when)
+    valid = test if split.valid is None else moment(where, split.valid, when)
+    if valid > test:
+        fix = "Validation lies between training and test."
+        raise EnsembleKDError(where, "valid <= test", f"{split.valid!r} > {split.test!r}", fix)
+    lengths = offsets.diff()
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    train, known = (
+        torch.bincount(owner[torch.from_numpy(when < point)], minlength=len(lengths)) for point in (valid, test)
+    )
+    name = f"from {split.test} on" if split.valid is None else f"from {split.valid} and {split.test} on"
+    none = torch.full_like(lengths, -1)
+    return Cuts(
+        train,
+        torch.where((train >= 1) & (train < known), train, none),
+        torch.where((known >= 1) & (known < lengths), known, none),
+        name,
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from ensemble_kd.arguments import shown, whole
 from ensemble_kd.data.attributes import ItemAttributes
-from ensemble_kd.data.holdout import Cuts, Holdout, least_items
+from ensemble_kd.data.columns import Table, ids_of, times_of
+from ensemble_kd.data.holdout import AtTime, Cuts, Holdout, Named, cuts_at, least_items
+from ensemble_kd.data.numbering import Repeats, number
 from ensemble_kd.data.ragged import keep_last
 from ensemble_kd.data.rows import MOST_ITEMS, as_row
 from ensemble_kd.data.splits import Splits
@@ -127,6 +130,76 @@ class SequenceData(Splits):
         offsets = torch.tensor([0] + [len(row) for row in rows]).cumsum(0)
         num_items = int(items.max()) if num_items is None else num_items
         return cls(items, offsets, num_items, item_attributes, holdout=holdout)
+
+    @classmethod
+    def from_interactions(
+        cls,
+        table: Table,
+        *,
+        user: str = "user_id",
+        item: str = "item_id",
+        time: str | None = "timestamp",
+        k_core: int = 1,
+        repeats: Repeats = "keep",
+        holdout: Named | AtTime = "last",
+        vocabulary: Vocabulary | None = None,
+        item_table: Table | None = None,
+        attributes: str | Sequence[str] = (),
+    ) -> SequenceData:
+        """Build the data from a table of pandas, polars or Arrow with a row per interaction.
+
+        Ids may be texts, numbers, UUIDs or anything else that can be the key of a dict. ``item_names`` and
+        ``user_names`` keep them. Users are numbered by first appearance in the table, items by first appearance in the
+        sequences.
+
+        Args:
+            table: anything whose ``table[name]`` is a column, so a dict of lists, too.
+            user: the column of the users.
+            item: the column of the items.
+            time: the column that orders a user's interactions: numbers, dates or times. Equal times keep the order of
+                the table. None: the order of the table.
+            k_core: fewest interactions of a user and of an item; others are removed, again and again. 1 keeps all.
+            repeats: "keep" or "drop" a user's later interactions with an item.
+            holdout: "last" holds back the last two items of every user, and leaves out users with fewer than 3; "none"
+                nothing, for a model in production or for histories to recommend for; ``AtTime`` what came later.
+            vocabulary: that of a trained model, so that its items keep their numbers. Others follow them; see
+                ``ensemble_kd.growing``.
+            item_table: the table of the items, with the same column ``item``.
+            attributes: its columns of attributes, see ``ItemAttributes.from_table``.
+
+        Raises:
+            EnsembleKDError: a column that is not there, a row without an id or a time, ids of several types, or nothing
+                is left.
+
+        Examples:
+            >>> table = {"user_id": ["ann", "bob", "ann", "ann"], "item_id": ["tea", "tea", "milk", "rum"]}
+            >>> data = SequenceData.from_interactions(table, time=None, holdout="none")
+            >>> data, data.item_names
+            (SequenceData(num_users=2, num_items=3, num_interactions=4, num_attributes=0), ('tea', 'milk', 'rum'))
+        """
+        where = "SequenceData.from_interactions"
+        named: Holdout = "none" if isinstance(holdout, AtTime) else holdout
+        least = least_items(named)
+        if isinstance(holdout, AtTime) and time is None:
+            raise EnsembleKDError(where, "a column of times for AtTime", "time=None", "Name the column.")
+        users, items = (ids_of(where, table, name) for name in (user, item))
+        when = None if time is None else times_of(where, table, time)
+        sizes = dict.fromkeys([len(users), len(items), *([] if when is None else [len(when)])])
+        if len(sizes) > 1 or 0 in sizes:
+            fix = "Pass a table with a row per interaction."
+            raise EnsembleKDError(where, "columns of one length >= 1", " and ".join(map(str, sizes)), fix)
+        rules: dict[str, Any] = {"k_core": k_core, "least": least, "repeats": repeats, "known": vocabulary}
+        found = number(where, users, items, when, **rules)
+        if isinstance(holdout, AtTime):
+            assert when is not None
+            named = cuts_at(where, holdout, when[found.rows], found.offsets)
+        names, about = found.item_names, None
+        if item_table is not None or attributes:
+            if item_table is None or not attributes:
+                given = "attributes alone" if item_table is None else "item_table alone"
+                raise EnsembleKDError(where, "both item_table and attributes, or neither", given, "Name the other.")
+            about = ItemAttributes.from_table(item_table, Vocabulary(names), item=item, attributes=attributes)
+        return cls(found.items, found.offsets, len(names), about, names, found.user_names, named)
 
     @property
     def num_users(self) -> int:

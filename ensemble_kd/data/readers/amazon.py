@@ -11,7 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
-from ensemble_kd.data.readers.interactions import Repeats, require_polars, to_sequences
+from ensemble_kd.data.numbering import Repeats
+from ensemble_kd.data.readers.interactions import require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 

@@ -1,24 +1,20 @@
-"""From a table of raw interactions to sequences: order, repeats, k-core and numbering (Sec. 4.1.1)."""
+"""From a table of raw interactions, as text, to sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data.attributes import ItemAttributes
+from ensemble_kd.data.numbering import Repeats, number
 from ensemble_kd.data.rows import MIN_ITEMS
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError, import_extra
 
 if TYPE_CHECKING:
     from polars import DataFrame
-
-Repeats: TypeAlias = Literal["drop", "keep"]
 
 
 def require_polars(where: str) -> Any:
@@ -67,10 +63,8 @@ def to_sequences(
 ) -> SequenceData:
     """Order, filter and number the interactions.
 
-    Each user's interactions are ordered by time, equal times by their order in the file. With ``repeats="drop"``, only
-    the first interaction of a user with an item stays. Then users and items with fewer than ``k_core`` interactions
-    are removed, again and again until all that are left have as many (users need 3 at least). Users are numbered by
-    first appearance in the file; items, and then attributes, by first appearance in the sequences.
+    By the rules of ``number``; users need 3 interactions at least. Attributes are numbered by first appearance, item by
+    item.
 
     Args:
         table: string columns "user", "item", "time", and "line", in the file's order. An empty time is an error.
@@ -86,8 +80,6 @@ def to_sequences(
         EnsembleKDError: k_core < 1, a time that is no number, or nothing is left.
     """
     pl = require_polars(source)
-    k_core = whole(source, "k_core", k_core, least=1)
-    choice(source, "repeats", repeats, get_args(Repeats))
     # Whole numbers stay exact; only a file with fractions is read as float64.
     exact = table["time"].cast(pl.Int64, strict=False)
     time = exact if exact.null_count() == 0 else table["time"].cast(pl.Float64, strict=False)
@@ -95,37 +87,29 @@ def to_sequences(
     if bad.height:
         fix = "Remove the line or correct it."
         raise EnsembleKDError(f"{source}:{bad['line'][0]}", "a timestamp", repr(bad["time"][0]), fix)
-    table = table.with_columns(time.alias("time")).with_columns(pl.col("line").min().over("user").alias("rank"))
-    table = table.sort("rank", "time", "line")
-    if repeats == "drop":
-        table = table.unique(["user", "item"], keep="first", maintain_order=True)
-    height = -1
-    while height != table.height:
-        height = table.height
-        table = table.filter(pl.len().over("user") >= max(k_core, MIN_ITEMS))
-        table = table.filter(pl.len().over("item") >= k_core)
-    if height == 0:
-        got = f"none with {k_core} interactions"
-        raise EnsembleKDError(source, "users and items that are left", got, "Lower k_core.")
-    users = table["user"].unique(maintain_order=True)
-    items = table["item"].unique(maintain_order=True)
-    numbers = table["item"].replace_strict(items, range(1, items.len() + 1), return_dtype=pl.Int64)
-    counts = table.group_by("user", maintain_order=True).len()["len"]
-    names = tuple(items.to_list())
+    found = number(
+        source,
+        table["user"].to_list(),
+        table["item"].to_list(),
+        time.to_numpy(),
+        k_core=k_core,
+        least=MIN_ITEMS,
+        repeats=repeats,
+    )
     return SequenceData(
-        torch.from_numpy(numbers.to_numpy().copy()),
-        torch.tensor([0, *counts.to_list()]).cumsum(0),
-        len(names),
-        None if attributes is None else _number(attributes, names),
-        item_names=names,
-        user_names=tuple(users.to_list()),
+        found.items,
+        found.offsets,
+        len(found.item_names),
+        None if attributes is None else _number(attributes, found.item_names),
+        item_names=found.item_names,
+        user_names=found.user_names,
     )
 
 
-def _number(attributes: Mapping[str, Iterable[str]], items: tuple[str, ...]) -> ItemAttributes:
+def _number(attributes: Mapping[str, Iterable[str]], items: tuple[Hashable, ...]) -> ItemAttributes:
     ids: dict[str, int] = {}
     rows = {
-        item: [ids.setdefault(attribute, len(ids) + 1) for attribute in attributes.get(name, ())]
+        item: [ids.setdefault(attribute, len(ids) + 1) for attribute in attributes.get(str(name), ())]
         for item, name in enumerate(items, start=1)
     }
     return ItemAttributes.from_dict(rows, len(items))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from os import PathLike
 
-from ensemble_kd.data.readers.interactions import Repeats, read_fields, require_polars, to_sequences
+from ensemble_kd.data.numbering import Repeats
+from ensemble_kd.data.readers.interactions import read_fields, require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
 
