@@ -34,7 +34,7 @@ class Recommendations(NamedTuple):
     items: Tensor  # (b, k) int64
     scores: Tensor  # (b, k)
 
-    def lists(self, item_names: Sequence[str] | None = None) -> list[list[Any]]:
+    def lists(self, item_names: Sequence[Any] | None = None) -> list[list[Any]]:
         """Return each sequence's items as a list without the zeros at its end.
 
         Args:

@@ -24,7 +24,7 @@ files seeding
 functional metrics data encoders
 losses objectives stacking distributed serving
 ensemble
-evaluation export growing
+evaluation export growing recommending
 training
 distillation presets testing
 """

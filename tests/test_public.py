@@ -15,7 +15,7 @@ SURFACE = {
     """,
     "data": """
         AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
-        read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown values Vocabulary
+        read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary
         write_sequences
     """,
     "distillation": """
@@ -61,6 +61,9 @@ SURFACE = {
     """,
     "presets": """
         paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT
+    """,
+    "recommending": """
+        NamedRecommendations recommend recommend_all recommend_for
     """,
     "serving": """
         Aggregate aggregate_scores BLOCK_BYTES encoded ENCODER_BYTES item_vectors query_vectors Recommendations

@@ -3,7 +3,7 @@
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
-from ensemble_kd.data.columns import Table, values
+from ensemble_kd.data.columns import Table
 from ensemble_kd.data.holdout import AtTime, Cuts, Holdout
 from ensemble_kd.data.mapped import AnySequences, MappedSequences
 from ensemble_kd.data.ragged import left_padded
@@ -37,6 +37,5 @@ __all__ = [
     "read_recbole",
     "read_text",
     "synthetic",
-    "values",
     "write_sequences",
 ]

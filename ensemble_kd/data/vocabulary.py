@@ -44,7 +44,7 @@ class Vocabulary:
         >>> vocabulary.numbers(["milk", "rum"])
         Traceback (most recent call last):
             ...
-        ensemble_kd.errors.EnsembleKDError: vocabulary: expected items that it has, got 1 unknown: 'rum'. \
+        ensemble_kd.errors.EnsembleKDError: vocabulary: expected known items, got 1 unknown: 'rum'. \
 Pass unknown="drop" to leave them out, or look for another spelling or type.
         >>> vocabulary.numbers(["milk", "rum"], unknown="drop")
         [2]
@@ -93,7 +93,7 @@ Pass unknown="drop" to leave them out, or look for another spelling or type.
             more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
             got = f"{len(missing)} unknown: {', '.join(missing[:MOST_NAMED])}{more}"
             fix = 'Pass unknown="drop" to leave them out, or look for another spelling or type.'
-            raise EnsembleKDError(where, f"{self.kind}s that it has", got, fix)
+            raise EnsembleKDError(where, f"known {self.kind}s", got, fix)
         return [number for number in found if number is not None]
 
     def name(self, number: int) -> Hashable:

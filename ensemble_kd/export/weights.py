@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ensemble_kd.data import Vocabulary
 from ensemble_kd.ensemble import Attributes, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
 from ensemble_kd.export.configuration import (
@@ -27,10 +28,11 @@ from ensemble_kd.files import replacing
 from ensemble_kd.objectives import Objective
 
 CONFIGURATION, CHECKSUM = "ensemble_kd", "checksum"  # keys of the file's metadata
+VOCABULARY = "vocabulary"  # a tensor of bytes: metadata has room for few names
 
 
 def save(model: EnsembleKD, path: str | PathLike[str]) -> Path:
-    """Write weights, settings and a checksum of both to one file, whole or not at all.
+    """Write weights, settings, the items' names and a checksum of all to one file, whole or not at all.
 
     The encoder's code is not in it: ``load`` asks for the factory, and compares the settings that it was built with.
 
@@ -42,7 +44,8 @@ def save(model: EnsembleKD, path: str | PathLike[str]) -> Path:
         The path.
 
     Raises:
-        EnsembleKDError: weights in other processes, a file that cannot be written, or safetensors is not installed.
+        EnsembleKDError: weights in other processes, names that cannot be saved, a file that cannot be written, or
+            safetensors is not installed.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -69,6 +72,8 @@ def save(model: EnsembleKD, path: str | PathLike[str]) -> Path:
             continue
         storages[key] = name
         tensors[name] = tensor.detach().cpu().contiguous()
+    if model.vocabulary is not None:
+        tensors[VOCABULARY] = torch.frombuffer(bytearray(model.vocabulary.to_json().encode()), dtype=torch.uint8)
     configuration = to_json(model)
     about = {"format": "pt", CONFIGURATION: configuration, CHECKSUM: _checksum(configuration, tensors)}
     with replacing(path) as file:
@@ -103,6 +108,7 @@ def load(
     path = Path(path)
     configuration, tensors = _read(path)
     content = from_json(configuration, str(path))
+    names = tensors.pop(VOCABULARY, None)
     with_ap = item_attributes is not None and content["num_attributes"] > 0
     model = EnsembleKD(
         encoder_fn,
@@ -115,6 +121,7 @@ def load(
         classifier=content["classifier"],
         seed=content["seed"],
         backend=content["backend"],
+        vocabulary=None if names is None else Vocabulary.from_json(names.numpy().tobytes().decode()),
     )
     if not with_ap:
         tensors = {name: t for name, t in tensors.items() if not name.startswith("attribute_classifier.")}

@@ -43,7 +43,7 @@ def test_old_names_keep_their_numbers(old: list[str], new: list[str]) -> None:
 
 def test_unknown_names_come_in_one_error_or_are_dropped() -> None:
     vocabulary = Vocabulary(["a", "b"])
-    with pytest.raises(EnsembleKDError, match="items that it has, got 7 unknown: 'c', 'd', 'e', 'f', 'g' and 2 more"):
+    with pytest.raises(EnsembleKDError, match="known items, got 7 unknown: 'c', 'd', 'e', 'f', 'g' and 2 more"):
         vocabulary.numbers(["c", "a", "c", "d", "e", "f", "g", "h", "i"])
     assert vocabulary.numbers(["c", "b", 1, ["a"], "a"], unknown="drop") == [2, 1]  # type: ignore[list-item]
     with pytest.raises(EnsembleKDError, match="1 unknown: 1"):
