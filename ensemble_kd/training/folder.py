@@ -59,6 +59,9 @@ def _make(folder: Path) -> None:
 def _resumes(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     has_last = (folder / LAST).exists()
     left = [name for name in (LAST, BEST, LOG) if (folder / name).exists()]
+    if overwrite:
+        for events in folder.glob("events.out.tfevents.*"):  # TensorBoard would draw the curves of both runs
+            events.unlink()
     if overwrite or not left:
         return False
     if not resume:
