@@ -15,6 +15,7 @@ from ensemble_kd.ensemble import (
     EnsembleKD,
     ItemLoss,
     Weighting,
+    check_catalogue,
     checksum,
 )
 from ensemble_kd.errors import EnsembleKDError
@@ -175,9 +176,7 @@ def distill(
             fix = "Pass one without negatives: the student learns from the teacher's whole distribution."
             raise EnsembleKDError("distill", "an objective over all items", repr(chosen), fix)
         chosen = replace(chosen, negatives=None)
-    if data.num_items != ensemble.num_items:
-        fix = "Distil on the data that the ensemble knows."
-        raise EnsembleKDError("distill", f"data of {ensemble.num_items} items", data.num_items, fix)
+    check_catalogue("distill", ensemble, data)
     student = EnsembleKD(
         student_fn,
         n,
@@ -187,6 +186,7 @@ def distill(
         item_attributes=data.item_attributes if "ap" in named else None,
         classifier=ensemble.classifier if classifier is None else classifier,
         seed=seed,
+        vocabulary=ensemble.vocabulary,
     ).to(ensemble.device)
     result = fit(student, data, loss=FromTeacher(ensemble, spliced=spliced), **{"seed": seed, **options})
     ap = terms_by_name(losses).get("ap")

@@ -175,7 +175,7 @@ def test_masked_items_and_sampled_teachers() -> None:
         ({"losses": AP()}, "distill: expected losses with KD"),
         ({"losses": KD() + ICL()}, "distill: expected losses with KD"),
         ({"objective": NextItem(negatives=5)}, "distill: expected an objective over all items"),
-        ({"data": synthetic(num_users=30, num_items=100)}, "distill: expected data of 90 items, got 100"),
+        ({"data": synthetic(num_users=30, num_items=100)}, "distill: expected data of 90 items, as the model, got 100"),
     ],
 )
 def test_errors(changes: dict[str, Any], message: str, teacher: EnsembleKD) -> None:

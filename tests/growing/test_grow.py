@@ -21,6 +21,7 @@ from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.growing import grow
+from ensemble_kd.presets import WARM_FIT
 
 V, NEW = 80, 7
 ENCODERS: dict[str, Callable[[int], nn.Module]] = {
@@ -206,3 +207,21 @@ def test_frozen_parameters_stay_frozen() -> None:
         grown = grow(model, 1, encoder_fn=factory)
         frozen = [name for name, p in grown.named_parameters() if not p.requires_grad]
         assert frozen == ["encoder.item_embedding.weight", "item_classifier.bias"]
+
+
+def test_a_student_keeps_the_names_and_grows_with_them() -> None:
+    data, names = synthetic(num_users=40, num_items=V), Vocabulary(range(100, 100 + V))
+    teacher = ensemble("SASRec", "linear", vocabulary=names)
+    student = distill(teacher, lambda: ENCODERS["SASRec"](V), data, epochs=1, progress=False).student
+    assert student.vocabulary == names
+    assert grow(student, [7]).vocabulary == names.extended([7])
+
+
+def test_a_warm_start_begins_near_what_the_model_knew() -> None:
+    """WARM_FIT costs little of what ten epochs have learned, though the newest items alone are seen again."""
+    data = synthetic(num_users=300, num_items=V)
+    model = EnsembleKD(lambda: SASRec(V, d_model=16, max_len=9), 2, losses=0)
+    trained = fit(model, data, epochs=10, batch_size=32, progress=False).best["ensemble"]["NDCG@10"]
+    history = fit(model, data.newest(12), progress=False, **WARM_FIT).history
+    scores = [entry["valid"]["ensemble"]["NDCG@10"] for entry in history]
+    assert min(scores) > 0.9 * trained
