@@ -9,26 +9,34 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
-from ensemble_kd.losses.formula import Formula
+from ensemble_kd.losses.formula import Formula, Tile
 from ensemble_kd.torch_private import mark_dynamic
 
 _COMPILE_FROM = 1 << 22  # elements of all logits of a call: below, a training run hardly earns the compilation back
 
-TileFunction = Callable[[Tensor, Tensor | None, Tensor, Tensor, bool], tuple[Tensor, ...]]
 _status = "not tried"
 
 
 def compile_status() -> str:
-    """Return the state of compiled tiles in this process: "not tried", "compiled", or "eager: " and the reason.
+    """Return how tiles run in this process.
+
+    Returns:
+        "not tried"; "row kernel", on CUDA with Triton; "compiled"; or "no row kernel: " or "eager: " and the reason.
 
     Examples:
-        >>> compile_status().startswith(("not tried", "compiled", "eager"))
+        >>> compile_status().startswith(("not tried", "row kernel", "no row kernel", "compiled", "eager"))
         True
     """
     return _status
 
 
-def compiled_tile(formula: Formula, *key: object, size: int, compiled: bool | None) -> TileFunction | None:
+def record(status: str) -> None:
+    """Set what ``compile_status`` returns."""
+    global _status
+    _status = status
+
+
+def compiled_tile(formula: Formula, *key: object, size: int, compiled: bool | None) -> Tile | None:
     """Return the compiled form of ``formula.tile``, or None if it should run as it is.
 
     Args:

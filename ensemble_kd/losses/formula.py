@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +17,9 @@ class Networks(NamedTuple):
     bias: Tensor | None  # (n, v)
 
 
+Tile = Callable[[Tensor, Tensor | None, Tensor, Tensor, bool], tuple[Tensor, ...]]
+
+
 class Formula(Hashable, Protocol):
     """Losses of a tile's logits, and the gradients of these losses in the logits.
 
@@ -27,6 +30,9 @@ class Formula(Hashable, Protocol):
     @property
     def compiles(self) -> bool:
         """False if ``tile`` does what a compiler cannot see, such as a sum over processes."""
+
+    def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
+        """Return ``tile`` as one kernel for a device, or None if there is none."""
 
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Return the factor of each loss's gradient in the logits. At temperature τ it is weight / τ."""

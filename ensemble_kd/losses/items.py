@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ensemble_kd.arguments import number
 from ensemble_kd.losses.autograd import tiled_losses
-from ensemble_kd.losses.formula import Networks, add_softmax
+from ensemble_kd.losses.formula import Networks, Tile, add_softmax
+from ensemble_kd.losses.row_kernel import row_kernel
 
 
 class ItemLosses(NamedTuple):
@@ -80,7 +81,8 @@ def item_losses(
         product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of ``hidden``.
             Softmax, losses and the sum of weight gradients are always float32, or float64 for float64 input.
         tile_rows: target rows per tile. None: as many as the cache takes.
-        compiled: True: compile the pointwise part. False: do not. None: compile it if that works and pays.
+        compiled: True: compile the pointwise part. False: do not. None: compile it if that works and pays; on CUDA it
+            is one kernel if Triton is installed.
         spread: given if other processes have members of the ensemble. ``total`` and ``kd`` are then the parts of these
             members, which add up over the processes. KD is not compiled, since S is added up within each tile.
 
@@ -133,6 +135,12 @@ class Peers:
     def compiles(self) -> bool:
         """False if S is added up over processes, within each tile."""
         return self.spread is None
+
+    def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
+        """Return ``tile`` as one kernel on CUDA."""
+        if self.spread is not None:
+            return None
+        return row_kernel(self.temperature, self.with_kd, product=product, dtype=dtype, device=device)
 
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Return the factors of both losses' gradients."""

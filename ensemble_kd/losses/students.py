@@ -110,6 +110,9 @@ class Taught:
     temperature: float
     compiles: bool = True
 
+    def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
+        """There is none."""
+
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Return the factors of both losses' gradients."""
         ce_weight, kd_weight = weights

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ensemble_kd.losses.compiled import compiled_tile
 from ensemble_kd.losses.formula import Networks, Plan
+from ensemble_kd.losses.row_kernel import or_else
 
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
 _ROWS, _ROWS_BYTES = 32, 384 << 20  # a tile has this many rows even beyond the cache, but no more than these bytes
@@ -53,8 +54,9 @@ def walk(
     gain = gain_for(product, rows, number)
     shares = counts * gain
     key = (p, v, dtype, product, offsets is None, device.type)
-    compiled = compiled_tile(formula, *key, size=p * t * v, compiled=plan.compiled)
-    function = compiled or formula.tile
+    kernel = formula.kernel(product=product, dtype=dtype, device=device) if plan.compiled is None else None
+    compiled = None if kernel else compiled_tile(formula, *key, size=p * t * v, compiled=plan.compiled)
+    function = or_else(kernel, formula.tile) if kernel else compiled or formula.tile
     chunk = rows_per_chunk(rows, v, device, eager=compiled is None)
     # Products on an accelerator's fast path need rows that begin at a multiple of 16 bytes. What fills up is 0, since
     # kernels may read it: oneDNN's product of bfloat16 does, and multiplies it by 0.
