@@ -64,19 +64,30 @@ def lines(data: SequenceData) -> Iterator[tuple[str, str]]:
             item_attributes=data.item_attributes,
             classifier=classifier,
         )
-        fit(model, data, epochs=2, batch_size=64, lr=1e-3, window=LENGTH, progress=False)
+        fit(model, data, epochs=2, batch_size=64, lr=1e-3, window=LENGTH, precision="float32", progress=False)
         sampled = "full" if negatives is None else "sampled"
         yield f"fit {name} {classifier} {sampled}", checksum(model.state_dict())
     model = EnsembleKD(ENCODERS["SASRec"], n=2, losses=LOSSES, item_attributes=data.item_attributes, classifier="tied")
     with TemporaryDirectory() as folder:
         for resume in (False, True):  # the second call trains one epoch more
-            fit(model, data, epochs=2 + resume, output_dir=folder, resume=resume, progress=False, schedule=constant)
+            fit(
+                model,
+                data,
+                epochs=2 + resume,
+                output_dir=folder,
+                resume=resume,
+                progress=False,
+                schedule=constant,
+                precision="float32",
+            )
     yield "fit with a resume", checksum(model.state_dict())
-    found = evaluate(model, data, "test")
+    found = evaluate(model, data, "test", precision="float32")
     yield "evaluate", checksum(dict(found.ranks))
     items, scores = model.recommend(data.inputs("test", LENGTH), k=10)
     yield "recommend", checksum({"items": items, "scores": scores})
-    student = distill(model, lambda: SASRec(ITEMS, d_model=24, max_len=LENGTH), data, epochs=1, progress=False).student
+    student = distill(
+        model, lambda: SASRec(ITEMS, d_model=24, max_len=LENGTH), data, epochs=1, progress=False, precision="float32"
+    ).student
     yield "distill", checksum(student.state_dict())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,21 +22,11 @@ from ensemble_kd.distributed import (
 from ensemble_kd.ensemble import EnsembleKD, check_catalogue
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.metrics import METRICS, metric_named, metric_row, ranks
+from ensemble_kd.precision import Chosen, Precision, choose_precision
 
 Exclude = Literal["none", "window", "history"]
-Precision = Literal["float32", "bfloat16"]
 TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of scores: about the last-level cache's share
 LONGEST = 200  # items that an encoder of any length is shown by default
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Return autocast to bfloat16, or nothing.
-
-    Raises:
-        EnsembleKDError: any other precision.
-    """
-    choice("evaluate", "precision", precision, get_args(Precision))
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +37,13 @@ class Evaluation:
         protocol: the items that were ranked, and those that were left out, in words.
         rows: scorer ("member 0", ..., "ensemble") -> metric -> value.
         ranks: scorer -> (users,) int64 rank of the target from 0, of each user that has one, for paired tests.
+        precision: "float32" or "bfloat16", in which encoders ran.
     """
 
     protocol: str
     rows: Mapping[str, Mapping[str, float]]
     ranks: Mapping[str, Tensor]
+    precision: str = "float32"
 
     def __str__(self) -> str:
         return f"{table(self.rows)}\n{self.protocol}"
@@ -84,7 +75,7 @@ def evaluate(
     exclude: Exclude = "history",
     max_len: int | None = None,
     batch_size: int = 512,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     metrics: Sequence[str] = METRICS,
     place: Place | None = None,
 ) -> Evaluation:
@@ -102,7 +93,8 @@ def evaluate(
         max_len: newest items that the model is shown, never more than it reads; None: all that it reads, or 200 if
             it reads any number.
         batch_size: users at a time.
-        precision: "bfloat16" runs the encoder under autocast; scores are float32.
+        precision: "bfloat16" runs the encoder under autocast; scores are float32. "auto": bfloat16 where the device is
+            faster with it, as of ``fit``, and the report names which.
         metrics: "HR@K", "NDCG@K" and "MRR", with any K.
         place: this process among those that share the users; None: ``model.place``.
 
@@ -129,10 +121,13 @@ def evaluate(
     check_catalogue("evaluate", model, data)
     _require_targets("evaluate", data, split)
     place = model.place if place is None else place
+    chosen = choose_precision(
+        "evaluate", precision, model.encoder, model.device, num_items=model.num_items, classes=None, place=place
+    )
     shown = _shown(model, max_len)
     with gathered(model):
         found = torch.cat(
-            [_ranks_of(model, each, split, exclude, shown, batch_size, precision, place) for each in data.pieces()],
+            [_ranks_of(model, each, split, exclude, shown, batch_size, chosen, place) for each in data.pieces()],
             dim=1,
         )
     found = sum_rows(found, place)
@@ -140,7 +135,7 @@ def evaluate(
     scorers = [*(f"member {i}" for i in range(len(model))), "ensemble"]
     by_scorer = dict(zip(scorers, found, strict=True))
     words = protocol(data, split, exclude, shown, found.shape[1])
-    return Evaluation(words, {s: metric_row(r, metrics) for s, r in by_scorer.items()}, by_scorer)
+    return Evaluation(words, {s: metric_row(r, metrics) for s, r in by_scorer.items()}, by_scorer, chosen.name)
 
 
 def _ranks_of(
@@ -150,7 +145,7 @@ def _ranks_of(
     exclude: Exclude,
     shown: int,
     batch_size: int,
-    precision: Precision,
+    precision: Chosen,
     place: Place,
 ) -> Tensor:
     """Ranks by the members of this process and by the ensemble, (n + 1, users); 0 for users of other processes."""
@@ -170,7 +165,7 @@ def _ranks_of(
         seen = None if exclude == "none" else ids
         if exclude == "history":
             seen = left_padded(history, offsets[users + 1], totals[users], int(totals[users].max()))
-        with autocast(device, precision):
+        with precision.autocast(device):
             states = model.query_states(ids.to(device), training=False)
         wanted, seen = target[users].to(device), None if seen is None else seen.to(device)
         for start in range(0, len(users), rows):

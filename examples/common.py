@@ -69,7 +69,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     )
     p.add_argument("--ap", type=float, default=1.0, help="weight of attribute prediction; 0: without")
     p.add_argument("--classifier", choices=("linear", "tied"), default="linear", help="own weights, or the embedding's")
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--patience", type=int, help="stop after so many epochs without a better validation")
     p.add_argument("--exclude", choices=("none", "window", "history"), default="history")
@@ -158,7 +158,7 @@ def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> No
 
 def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weights: str, minutes: float) -> None:
     """The table of the test items, the ensemble's gain, and what it recommends to one user."""
-    test = evaluate(model, data, "test", exclude=args.exclude)
+    test = evaluate(model, data, "test", exclude=args.exclude, precision=args.precision)
     popularity = evaluate_popularity(data, "test", exclude=args.exclude, max_len=args.window)
     rows = {**popularity.rows, **test.rows}
     print(f"\n{table(rows)}\n{test.protocol}; {weights}")

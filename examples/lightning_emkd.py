@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader
 
 from ensemble_kd import EnsembleKD, NextItem
 from ensemble_kd.data import SequenceData
+from ensemble_kd.distributed import Place
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.losses import scale_transfer
+from ensemble_kd.precision import choose_precision
 from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
 
 
@@ -75,11 +77,20 @@ if __name__ == "__main__":
     last = ModelCheckpoint(args.output, filename="last", train_time_interval=every, enable_version_counter=False)
     patience = args.patience or args.epochs
     stop = EarlyStopping("valid_ndcg", mode="max", patience=patience, check_on_train_epoch_end=True)
+    precision = choose_precision(
+        "lightning_emkd",
+        args.precision,
+        model.encoder,
+        model.device,
+        num_items=data.num_items,
+        classes=(data.num_items, args.d_model),
+        place=Place(),
+    )
     trainer = Trainer(
         accelerator="gpu" if args.device.startswith("cuda") else "cpu",
         devices=1,
         max_epochs=args.epochs,
-        precision="bf16-mixed" if args.precision == "bfloat16" else "32-true",
+        precision="bf16-mixed" if precision.name == "bfloat16" else "32-true",
         logger=CSVLogger(args.output),
         callbacks=[best, last, stop],
         enable_model_summary=False,

@@ -23,7 +23,7 @@ arguments torch_private
 files seeding
 functional metrics data encoders
 losses objectives stacking distributed serving
-ensemble
+ensemble precision
 evaluation export growing recommending
 training
 distillation presets testing

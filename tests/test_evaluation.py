@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ensemble_kd import EnsembleKD, EnsembleKDError, MaskedItem
 from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.encoders import BERT4Rec, GRU4Rec, SASRec
-from ensemble_kd.evaluation import autocast, evaluate, evaluate_popularity, table
+from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 
 V = 60
 DATA = synthetic(num_users=60, num_items=V, num_clusters=10, max_len=20)
@@ -221,7 +221,7 @@ def test_columns_stand_below_each_other() -> None:
         ({"batch_size": 0}, "expected batch_size, a whole number >= 1, got 0"),
         ({"split": "train"}, "expected split 'valid' or 'test', got 'train'"),
         ({"split": "dev"}, "expected split 'valid' or 'test', got 'dev'"),
-        ({"precision": "float16"}, "expected precision 'float32' or 'bfloat16', got 'float16'"),
+        ({"precision": "float16"}, "expected precision 'auto', 'float32' or 'bfloat16', got 'float16'"),
     ],
 )
 def test_arguments_that_cannot_be_used(arguments: Any, message: str) -> None:
@@ -240,5 +240,3 @@ def test_data_of_another_catalogue() -> None:
     other = SequenceData.from_sequences([[1, 2, 3]])
     with pytest.raises(EnsembleKDError, match="evaluate: expected data of 60 items, as the model, got 3"):
         evaluate(model_of("sasrec"), other, "test")
-    with pytest.raises(EnsembleKDError, match="evaluate: expected precision"):
-        autocast(torch.device("cpu"), "half")  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ SURFACE = {
         EnsembleKDError first_line import_extra
     """,
     "evaluation": """
-        autocast evaluate evaluate_popularity Evaluation Exclude LONGEST Precision protocol table TILE_BYTES
+        evaluate evaluate_popularity Evaluation Exclude LONGEST protocol table TILE_BYTES
     """,
     "export": """
         load save Scorer to_onnx to_program
@@ -58,6 +58,9 @@ SURFACE = {
     """,
     "objectives": """
         Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects
+    """,
+    "precision": """
+        choose_precision Chosen Precision speedup
     """,
     "presets": """
         paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT

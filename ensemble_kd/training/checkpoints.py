@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,8 +78,11 @@ class Checkpoints:
         if every is not None:
             write_state(self.folder / BEST, BestState(every, progress.best.epoch, progress.best.rows))
 
-    def restore(self) -> tuple[Progress, dict[str, Tensor] | None]:
+    def restore(self, *, keep: Collection[str] = ()) -> tuple[Progress, dict[str, Tensor] | None]:
         """Put the model, the optimizer and the random generators where last.pt has them.
+
+        Args:
+            keep: settings that the run has from its checkpoint, by their names in the fingerprint.
 
         Returns:
             The progress of the run, and the weights of its best epoch, if one is done.
@@ -90,6 +93,7 @@ class Checkpoints:
         assert self.folder is not None
         path = self.folder / LAST
         state = read_state(RunState, path, device=self.model.device)
+        self.fingerprint |= {name: state.fingerprint[name] for name in keep if name in state.fingerprint}
         check_same_run(state.fingerprint, self.fingerprint, state.shares, self.shares)
         best = self._best(state)
         with _fitting(path):

@@ -11,16 +11,17 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.training.settings import SAMPLES, Settings
 
 MAX_NAMED = 5  # differences that an error lists
-COMPARED = ("lr", "weight_decay", "max_grad_norm", "batch_size", "seed", "window_step", "precision", "exclude")
+COMPARED = ("lr", "weight_decay", "max_grad_norm", "batch_size", "seed", "window_step", "exclude")
 
 
 def run_fingerprint(
-    settings: Settings, model: EnsembleKD, data: AnySequences, window: int, place: Place
+    settings: Settings, model: EnsembleKD, data: AnySequences, window: int, precision: str, place: Place
 ) -> dict[str, str]:
     """Return by name what must be the same for a run to go on; schedules are compared by their ``shares``."""
     return {
         **{name: repr(getattr(settings, name)) for name in COMPARED},
         "window": repr(window),
+        "precision": repr(precision),
         "by_length": repr(bool(settings.by_length)),
         "metric": without_addresses(settings.metric),
         "data": f"{data!r} with checksum {data.checksum}",

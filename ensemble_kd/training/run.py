@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from ensemble_kd.distributed import (
 )
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.evaluation import autocast
+from ensemble_kd.precision import Chosen, choose_precision
 from ensemble_kd.torch_private import to_device
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
@@ -51,7 +51,9 @@ class Run:
         self.windows, self.selection = Windows(model, data, settings, place), Selection(model, data, settings, place)
         model.vocabulary = data.vocabulary if model.vocabulary is None else model.vocabulary
         # Taken before training, which may set losses anew or change what encoders have besides their parameters.
-        every = gather_objects(run_fingerprint(settings, model, data, self.windows.length, place), place)
+        self.precision = self._choose_precision()
+        own = run_fingerprint(settings, model, data, self.windows.length, self.precision.name, place)
+        every = gather_objects(own, place)
         fingerprint = {name: value for each in every for name, value in each.items()}
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
@@ -80,10 +82,34 @@ class Run:
                 self._save()  # first: if this is killed, an older run is either whole or replaced
                 self._forget_older_run()
                 self.log.open(entries=0, step=0)
+            if s.precision == "auto":
+                self.log.say(f"precision {self.precision.name}: {self.precision.reason}")
             while self.progress.epoch < self._end() and not self._out_of_patience():
                 self._one_epoch()
         if self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
+
+    def _choose_precision(self) -> Chosen:
+        """Return the precision: the argument's, or what suits the products with the encoder and the classifier."""
+        model, negatives = self.model, self.model.objective.negatives
+        classes = (model.num_items if negatives is None else negatives, model.hidden_size)
+        return choose_precision(
+            "fit",
+            self.settings.precision,
+            model.encoder,
+            self.device,
+            num_items=model.num_items,
+            classes=classes,
+            place=self.place,
+        )
+
+    def _keep_precision(self) -> None:
+        """Go on in the precision of the checkpoint: another machine, or a busy one, may have chosen otherwise."""
+        kept: Literal["float32", "bfloat16"]
+        for kept in ("float32", "bfloat16"):
+            here = self.precision
+            if self.checkpoints.fingerprint["precision"] == repr(kept) != repr(here.name):
+                self.precision = Chosen(kept, f"as the run began; here it would be {here.name} ({here.reason})")
 
     def _forget_older_run(self) -> None:
         if self.folder is not None and self.place.is_first:
@@ -91,7 +117,10 @@ class Run:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        self.progress, self.best_weights = self.checkpoints.restore()
+        self.progress, self.best_weights = self.checkpoints.restore(
+            keep=["precision"] if self.settings.precision == "auto" else []
+        )
+        self._keep_precision()
         p = self.progress
         batches = len(self.windows.plan(p.epoch))
         if p.batch > batches:
@@ -161,11 +190,11 @@ class Run:
         check_weights(self.model.state_dict(), p.step)
         p.train_s += time.monotonic() - self.started
         self.started = time.monotonic()
-        rows, score = self.selection.validate(p.epoch)
+        rows, score = self.selection.validate(p.epoch, self.precision)
         self._finish_epoch(rows, score, time.monotonic() - self.started)
 
     def _one_step(self, batch: Tensor, share: float, lengths: list[int] | None) -> None:
-        with autocast(self.device, self.settings.precision):
+        with self.precision.autocast(self.device):
             loss = self.loss(
                 batch,
                 validate=False,
@@ -220,6 +249,7 @@ class Run:
             "valid_s": valid_s,
             "train": p.earlier.values(),
             "valid": rows,
+            "precision": self.precision.name,
         }
         p.history.append(entry)
         p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()

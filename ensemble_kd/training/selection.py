@@ -13,6 +13,7 @@ from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.metrics import METRICS
+from ensemble_kd.precision import Chosen
 from ensemble_kd.seeding import seeded
 from ensemble_kd.training.settings import Settings
 from ensemble_kd.training.state import Rows
@@ -44,8 +45,8 @@ class Selection:
         metric = self.settings.metric
         return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
-    def validate(self, epoch: int) -> tuple[Rows, float]:
-        """Return the metrics by scorer after an epoch, and the number that is compared.
+    def validate(self, epoch: int, precision: Chosen) -> tuple[Rows, float]:
+        """Return the metrics by scorer after an epoch in the run's precision, and the number that is compared.
 
         Raises:
             EnsembleKDError: the user's metric returns no finite number.
@@ -54,7 +55,7 @@ class Selection:
         rows: Rows = {}
         if self.validates:
             names = METRICS if not isinstance(s.metric, str) or s.metric in METRICS else (*METRICS, s.metric)
-            options = {"exclude": s.exclude, "precision": s.precision, "place": self.place, "metrics": names}
+            options = {"exclude": s.exclude, "precision": precision.name, "place": self.place, "metrics": names}
             found = evaluate(self.model, self.data, "valid", **options)  # type: ignore[arg-type]
             rows = {scorer: dict(row) for scorer, row in found.rows.items()}
         if callable(s.metric):

@@ -27,6 +27,7 @@ class EpochEntry(TypedDict):
     valid_s: float
     train: dict[str, float]  # means of the loss terms over the epoch
     valid: Rows
+    precision: str  # "float32" or "bfloat16"
 
 
 @dataclass

@@ -178,10 +178,10 @@ def trained(
     }
     settings |= options
     if ranks:
-        return model, fit(model, DATA, **settings)
+        return model, fit(model, DATA, **{"precision": "float32", **settings})
     joined, Place.world = Place.world, Place  # type: ignore[method-assign, assignment]
     try:
-        return model, fit(model, DATA, **settings)
+        return model, fit(model, DATA, **{"precision": "float32", **settings})
     finally:
         Place.world = joined  # type: ignore[method-assign]
 
@@ -211,10 +211,10 @@ def streaming(folder: Path) -> float:
         write_sequences(own, (part.tolist() for part in DATA.items.tensor_split(DATA.offsets[1:-1])), num_items=80)
     dist.barrier()
     data, model = MappedSequences(own, block=30), EnsembleKD(lambda: SASRec(80, d_model=4, num_layers=1, max_len=6))
-    result = fit(model, data, epochs=3, batch_size=12, lr=1e-2, progress=False)
+    result = fit(model, data, precision="float32", epochs=3, batch_size=12, lr=1e-2, progress=False)
     first, *_, last = (entry["train"]["nip"] for entry in result.history)
     assert last < first
-    assert result.best == evaluate(model, DATA, "valid").rows
+    assert result.best == evaluate(model, DATA, "valid", precision="float32").rows
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     others = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(others, flat)
@@ -263,7 +263,7 @@ def answering(mesh: DeviceMesh) -> float:
     model = EnsembleKD.from_members([alone.encoder.member(i) for i in range(N)], **small, mesh=mesh)
     for p in (*alone.parameters(), *model.parameters()):
         p.data.mul_(9)
-    expected, found = (evaluate(m, DATA, "test", batch_size=4) for m in (alone, model))
+    expected, found = (evaluate(m, DATA, "test", batch_size=4, precision="float32") for m in (alone, model))
     assert found.rows == expected.rows
     errors = [worst(found.ranks[name], ranks) for name, ranks in expected.ranks.items()]
     ids = DATA.inputs("test", 6)[:5]

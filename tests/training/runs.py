@@ -46,6 +46,7 @@ def train(model: EnsembleKD, **changes: Any) -> FitResult:
         "log_every": 3,
         "checkpoint_every_s": 0.0,
         "progress": False,
+        "precision": "float32",  # on every machine
         "schedule": Cosine(warmup=0.5),
     }
     return fit(model, DATA, **(options | changes))

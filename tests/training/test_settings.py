@@ -36,7 +36,7 @@ from tests.training.runs import DATA, sasrec
         ({"weight_decay": -0.1}, "weight_decay, a finite number >= 0, got -0.1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm, a number > 0, got 0.0"),
         ({"checkpoint_every_s": -1.0}, "checkpoint_every_s, a number >= 0, got -1.0"),
-        ({"precision": "float16"}, "precision 'float32' or 'bfloat16', got 'float16'"),
+        ({"precision": "float16"}, "precision 'auto', 'float32' or 'bfloat16', got 'float16'"),
         ({"exclude": "seen"}, "exclude 'none', 'window' or 'history', got 'seen'"),
         ({"schedule": lambda e, n: -e}, "a schedule of finite shares >= 0, got -0.25 at epoch 0.25"),
         ({"transfer": lambda e, n: math.nan}, "a schedule of finite shares >= 0, got nan at epoch 0.0"),

@@ -1,0 +1,118 @@
+"""The precision that "auto" chooses: by a measurement on a CPU, once for all processes, kept by a resumed run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ensemble_kd import EnsembleKD, EnsembleKDError, precision
+from ensemble_kd.distributed import Place
+from ensemble_kd.encoders import SASRec
+from ensemble_kd.evaluation import evaluate
+from ensemble_kd.precision import choose_precision, speedup
+from tests.training.runs import DATA, V, sasrec, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let bfloat16 be so many times as fast as float32, without a clock."""
+
+    def fake(gain: float) -> None:
+        seconds = {"float32": 1.0, "bfloat16": 1 / gain}
+        monkeypatch.setattr(precision, "_step_seconds", lambda weights, classes, name, threads: seconds[name])
+        speedup.cache_clear()
+
+    yield fake  # type: ignore[misc]
+    speedup.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("gain", "found"), [(4.0, "bfloat16"), (1.31, "bfloat16"), (1.29, "float32"), (0.1, "float32")]
+)
+def test_a_cpu_takes_bfloat16_only_if_it_is_clearly_faster(measure: Any, gain: float, found: str) -> None:
+    measure(gain)
+    chosen = choose_precision("fit", "auto", sasrec().encoder, CPU, num_items=V, classes=(V, 8), place=Place())
+    assert chosen.name == found
+    assert f"{gain:.2g} times as fast" in chosen.reason
+
+
+@pytest.mark.parametrize(("gain", "found"), [(4.0, "bfloat16"), (0.5, "float32")])
+def test_a_run_trains_in_it_and_says_so(measure: Any, gain: float, found: str, tmp_path: Path, capsys: Any) -> None:
+    measure(gain)
+    seen: list[torch.dtype] = []
+
+    class Watched(SASRec):
+        def forward(self, item_ids: Tensor) -> Tensor:
+            hidden = super().forward(item_ids)
+            seen.append(nn.functional.linear(hidden, hidden[0]).dtype)
+            return hidden
+
+    model = EnsembleKD(lambda: Watched(V, d_model=8, num_layers=1, max_len=8), n=1)
+    seen.clear()
+    result = train(model, precision="auto", epochs=1, output_dir=tmp_path, progress=True)
+    assert set(seen) == {getattr(torch, found)}  # training and validation
+    assert f"precision='{found}'" in repr(result)
+    assert f"precision {found}: on this CPU bfloat16 is {gain:.2g} times as fast\n" in capsys.readouterr().out
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["precision"] for entry in entries if entry["kind"] == "epoch"] == [found]
+    assert f"precision='{found}'" in repr(evaluate(model, DATA, "test"))
+
+
+def test_a_resumed_run_keeps_its_precision_and_names_what_would_be_chosen_here(
+    measure: Any, tmp_path: Path, capsys: Any
+) -> None:
+    measure(4.0)
+    train(sasrec(), precision="auto", epochs=1, output_dir=tmp_path, schedule=constant)
+    measure(0.5)
+    options = {"epochs": 2, "output_dir": tmp_path, "resume": True, "schedule": constant}
+    with pytest.raises(EnsembleKDError, match="precision: 'bfloat16' then, 'float32' now"):
+        train(sasrec(), precision="float32", **options)
+    result = train(sasrec(), precision="auto", progress=True, **options)
+    assert [entry["precision"] for entry in result.history] == ["bfloat16", "bfloat16"]
+    expected = r"precision bfloat16: as the run began; here it would be float32 \(on this CPU bfloat16 is 0\.5 times"
+    assert re.search(expected, capsys.readouterr().out)
+
+
+def test_a_measurement_is_made_once_per_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(precision, "_step_seconds", lambda *given: calls.append(given) or 1.0)
+    speedup.cache_clear()
+    for classes in ((V, 8), (V, 8), (V, 4)):
+        choose_precision("fit", "auto", sasrec().encoder, CPU, num_items=V, classes=classes, place=Place())
+    speedup.cache_clear()
+    assert len(calls) == 2 * 2 * precision._ROUNDS
+
+
+def test_a_slow_machine_stays_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_SECONDS", 0.0)
+    speedup.cache_clear()
+    found = speedup(frozenset({(8, 8)}), (20, 8), 1)
+    speedup.cache_clear()
+    assert found == 0.0
+
+
+def test_the_real_measurement_leaves_no_trace() -> None:
+    speedup.cache_clear()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert speedup(frozenset({(16, 8)}), (50, 8), torch.get_num_threads()) >= 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_look_up_tables_are_no_products() -> None:
+    found = precision._weights(sasrec().encoder, V)
+    assert found == {(8, 8), (24, 8)}  # attention's, and the feed-forward network's
+    assert speedup(frozenset(), None, 1) == 1.0
+
+
+def constant(epoch: float, epochs: int) -> float:
+    return 1.0
