@@ -86,7 +86,7 @@ def missing(value: object) -> bool:
     """Return True for None, NaN and pandas' NA and NaT.
 
     Examples:
-        >>> [missing(value) for value in (None, float("nan"), np.datetime64("NaT"), 0, "")]
+        >>> [missing(value) for value in (None, float("nan"), np.datetime64("NaT", "s"), 0, "")]
         [True, True, True, False, False]
     """
     return value is None or type(value).__name__ in MISSING or bool(value != value)
