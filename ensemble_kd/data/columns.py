@@ -99,7 +99,11 @@ def times_of(where: str, table: Table, name: str) -> Times:
         EnsembleKDError: a column of something else, or a row without a time.
     """
     found = column(where, table, name)
-    array = np.asarray(found)
+    kind: Any = getattr(found, "dtype", None)
+    if getattr(kind, "tz", None) is not None:  # pandas' times with a zone, which NumPy would make a million objects
+        array: Times = found.to_numpy(dtype=f"datetime64[{kind.unit}]")
+    else:
+        array = np.asarray(found)
     if array.dtype.kind in "OUS":
         plain = values(found)
         if any(map(missing, plain)):

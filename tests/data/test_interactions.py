@@ -121,6 +121,22 @@ def test_times_of_any_type(kind: str, times: str) -> None:
         assert by_text.held_out == "from 2024-05-02 and 2024-05-03 on"
 
 
+def test_zones_to_the_nanosecond() -> None:
+    pd = pytest.importorskip("pandas")
+    begin = pd.Timestamp("2024-05-01", tz="Europe/Berlin")
+    times = [begin + pd.Timedelta(2, "ns"), begin, begin + pd.Timedelta(1, "ns")]
+    for zone in ("Europe/Berlin", "America/Lima"):
+        column = pd.Series(times).dt.tz_convert(zone)
+        for when in (column, column.astype(object), list(column)):
+            table = {"user_id": ["u"] * 3, "item_id": ["c", "a", "b"], "timestamp": when}
+            assert named(SequenceData.from_interactions(table)) == {"u": ["a", "b", "c"]}
+            split = SequenceData.from_interactions(table, holdout=AtTime("2024-04-30T22:00:00.000000001"))  # in UTC
+            assert split.target("test").tolist() == [2]
+    late = pd.Series([begin, None, begin])
+    with pytest.raises(EnsembleKDError, match="'timestamp' in every row, got NaT in row 1"):
+        SequenceData.from_interactions({"user_id": ["u"] * 3, "item_id": ["c", "a", "b"], "timestamp": late})
+
+
 @given(ROWS, st.integers(-3, 3), st.integers(-3, 3))
 def test_a_point_of_time_in_plain_python(rows: list[tuple[str, str, int]], one: int, two: int) -> None:
     valid, test = sorted((one, two))
