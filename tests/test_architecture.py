@@ -26,7 +26,7 @@ losses objectives stacking distributed serving
 ensemble precision
 evaluation export growing recommending
 training
-distillation presets testing
+distillation presets testing __main__
 """
 INTERNAL = {"arguments", "files", "seeding", "torch_private"}  # for the library alone
 # Top-level distributions that a module may import at all; extras are imported inside the functions that need them.

@@ -10,6 +10,9 @@ from tests.imports import public, rooms
 from tests.test_architecture import INTERNAL, PACKAGE
 
 SURFACE = {
+    "__main__": """
+        EXTRAS facts main self_test
+    """,
     "": """
         AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
     """,
