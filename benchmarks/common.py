@@ -165,14 +165,18 @@ def _memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, 
     On a CPU it is the resident set of a process of its own, where the kernel keeps such an account; on CUDA what the
     allocator gave out.
     """
-    if device == "cuda":
+    if device != "cpu":
         make(*small)()
-        others = torch.cuda.memory_allocated()
+        module = torch.get_device_module(device)
+        if not hasattr(module, "max_memory_allocated"):  # a device without an account
+            make(*full)()
+            return {"peak_mib": None, "extra_mib": None}
+        others = module.memory_allocated()
         step = make(*full)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        before = module.memory_allocated()
+        module.reset_peak_memory_stats()
         step()
-        peak = torch.cuda.max_memory_allocated()
+        peak = module.max_memory_allocated()
         return {"peak_mib": round((peak - others) / 2**20, 1), "extra_mib": round((peak - before) / 2**20, 1)}
     if not Path("/proc/self/clear_refs").exists():
         return {"peak_mib": None, "extra_mib": None}

@@ -8,6 +8,7 @@ fails is reported, and the next one runs. Training goes on from ``OUT`` where it
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import json
 import os
@@ -20,9 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks import checks, common, evaluate, limits, loss, members, memory, recipes, step
-from benchmarks.common import Row, Step, interleaved
+from benchmarks.common import Row, Step, interleaved, kept
 from ensemble_kd import fit
+from ensemble_kd.encoders import GRU4Rec
 from ensemble_kd.evaluation import evaluate as rank_all
+from ensemble_kd.stacking import StackedModule
 
 TABLES_SHARE = 0.55  # of the time; a table that would begin later is left out, so that there is time to train
 RESERVE_S = 20.0  # for the last evaluation
@@ -46,24 +49,59 @@ class Report:
         os.replace(partial, self.path)
 
 
+def questions(quick: bool, device: str) -> list[Row]:
+    """What only the device can answer, first: recurrent layers on stacked weights, and rows of odd length."""
+    return [*kept("GRU4Rec, forward and backward", lambda: recurrent(device)), *alignment(quick, device)]
+
+
+def recurrent(device: str) -> list[Row]:
+    """Outputs and gradients of stacked GRUs against plain ones: cuDNN packs weights, and a stack hands it views."""
+    built = [GRU4Rec(50, d_model=16, max_len=9, dropout=0.0) for _ in range(3)]
+    plain = [copy.deepcopy(member).to(device) for member in built]
+    stack, ids = StackedModule(built, backend="loop").to(device), torch.arange(1, 37).view(4, 9).to(device)
+    out, expected = stack(ids), torch.stack([member(ids) for member in plain])
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    rows = [checks.row("GRU4Rec, outputs", checks.relative(out.detach(), expected.detach().double()), 1e-4)]
+    for name in ("gru.weight_ih_l0", "gru.weight_hh_l0"):
+        grad = stack.stacked_parameter(name)
+        assert grad is not None
+        assert grad.grad is not None
+        wanted = torch.stack([member.get_parameter(name).grad for member in plain])  # type: ignore[misc]
+        rows.append(checks.row(f"GRU4Rec, d {name}", checks.relative(grad.grad, wanted.double()), 1e-4))
+    return rows
+
+
+def alignment(quick: bool, device: str) -> list[Row]:
+    """The product of a tile into rows that begin anywhere, and into rows that begin at a multiple of 64."""
+    rows, d, v = (8, 16, 301) if quick else (4096, 256, 12101)
+    hidden = torch.randn(rows, d, device=device).to(torch.bfloat16)
+    weight = torch.randn(v, d, device=device).to(torch.bfloat16)
+    steps: dict[str, Step] = {}
+    for stride in (v, -(-v // 64) * 64):
+        out = torch.zeros(rows, stride, dtype=torch.bfloat16, device=device)[:, :v]
+        steps[f"logits, rows of {stride}"] = functools.partial(torch.mm, hidden, weight.t(), out=out)
+        steps[f"d weight, rows of {stride}"] = functools.partial(torch.mm, out.t(), hidden)
+    found = interleaved("alignment", steps, rounds=2 if quick else 20, warm_up=3)
+    return [{"what": name, "v": v, "d": d, **times.row()} for name, times in found.items()]
+
+
 def steps_by_backend(quick: bool, device: str, compiled: bool) -> list[Row]:
-    """A whole bfloat16 training step of the recipe by backend, and with compiled members."""
+    """A whole bfloat16 training step of the recipe by backend, and with compiled members at n=3."""
     data, views = common.beauty(quick), 2 if quick else 8
     item_ids = recipes.batch(data, 8 if quick else recipes.BATCH, device)
     rows: list[Row] = []
-    for d in (8,) if quick else (64, 256):
+    for n, d in ((3, 8),) if quick else ((3, 64), (3, 256), (8, 64), (8, 256)):
         torch.compiler.reset()
         steps: dict[str, Step] = {}
-        make = functools.partial(recipes.ensemble, data, d, views=views, device=device)
-        for name in members.BACKENDS if compiled else members.PLAIN:
+        make = functools.partial(recipes.ensemble, data, d, n=n, views=views, device=device)
+        for name in members.BACKENDS if compiled and n == recipes.N else members.PLAIN:
             model = make(
                 backend="vmap" if "vmap" in name else "loop", encoder_fn=members.builder(name, data.num_items, d)
             )
             steps[name] = recipes.ensemble_step(members.compile_stack(name, model), item_ids, torch.bfloat16)
-        failed = members.drop_failing(steps)
-        found = interleaved(f"backends, d={d}", steps, rounds=2 if quick else 20, warm_up=3)
-        rows += [{"d": d, "views": views, "variant": name, **times.row()} for name, times in found.items()]
-        rows += [{"d": d, "views": views, "variant": name, "error": text} for name, text in failed.items()]
+        found = interleaved(f"backends, n={n}, d={d}", steps, rounds=2 if quick else 20, warm_up=3)
+        rows += [{"n": n, "d": d, "views": views, "variant": name, **times.row()} for name, times in found.items()]
     return rows
 
 
@@ -122,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     parser.add_argument("--data-dir", type=Path, help="folder of Beauty.txt; synthetic data of its size where left out")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all works")
     args = parser.parse_args(arguments)
     start = time.monotonic()
@@ -132,14 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     report, quick, device = Report(args.out / "gpu.json", args.device), args.quick, args.device
     compiled = device == "cuda"  # on a CPU that takes minutes, and a plain run shows that all works
     tables: dict[str, Callable[[], list[Row]]] = {
+        "questions": lambda: questions(quick, device),
         "checks": lambda: checks.run(quick, device, compiled),
         "limits": lambda: limits.run(quick, device),
         "loss": lambda: loss.run(quick, device, compiled),
+        "backends": lambda: steps_by_backend(quick, device, compiled),
         "step": lambda: step.run(quick, device),
         "evaluate": lambda: evaluate.run(quick, device),
         "memory": lambda: memory.run(quick, device),
         "members": lambda: members.run(quick, device, compiled),
-        "backends": lambda: steps_by_backend(quick, device, compiled),
     }
     for name, run in tables.items():
         began = time.monotonic()

@@ -82,6 +82,9 @@ def _rebuilt(inner: Tensor, requires_grad: bool) -> Tensor:
     return Simulated(inner).requires_grad_(requires_grad)
 
 
+torch.serialization.add_safe_globals([_rebuilt])
+
+
 class Generator(torch._C.Generator):
     """A generator of the simulated device; its numbers come from the CPU's engine."""
 
@@ -300,6 +303,8 @@ def device() -> Iterator[Log]:
     pin = Tensor.pin_memory
     Tensor.pin_memory = lambda x, *_: x  # type: ignore[method-assign]
     attend, threads, _active = F.scaled_dot_product_attention, torch.autograd.is_multithreading_enabled(), True
+    load = torch.load
+    torch.load = lambda *args, map_location=None, **kwargs: load(*args, map_location="cpu", **kwargs)
     torch._C._set_only_lift_cpu_tensors(True)
     torch.autograd.set_multithreading_enabled(False)
     torch.Generator = Generator  # type: ignore[misc, assignment]
@@ -311,6 +316,7 @@ def device() -> Iterator[Log]:
         _active = False
         torch._C._set_only_lift_cpu_tensors(False)
         torch.autograd.set_multithreading_enabled(threads)
+        torch.load = load
         Tensor.pin_memory = pin  # type: ignore[method-assign]
         torch.Generator = _HostGenerator  # type: ignore[misc]
         F.scaled_dot_product_attention = attend
