@@ -67,11 +67,15 @@ class FromTeacher(ItemLoss):
         """Return the students' losses at the targets.
 
         Raises:
-            EnsembleKDError: the objective samples its negatives: the student learns from all items.
+            EnsembleKDError: the objective samples its negatives, while the student learns from all items; or KD is to
+                pass between some members alone.
         """
         if draw.candidates is not None:
             fix = "Leave negatives out: the student learns from the teacher's whole distribution."
             raise EnsembleKDError("FromTeacher", "an objective over all items", "sampled negatives", fix)
+        if weighting.kd.between != "all":
+            fix = "Leave between out: students have one teacher, the ensemble."
+            raise EnsembleKDError("FromTeacher", 'KD(between="all")', repr(weighting.kd), fix)
         weight, bias = classifier
         product_dtype = weighting.product_dtype
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=product_dtype == torch.bfloat16):

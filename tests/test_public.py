@@ -53,7 +53,7 @@ SURFACE = {
         grow
     """,
     "losses": """
-        AP attribute_losses CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss LossName
+        AP attribute_losses Between CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss LossName
         LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
     """,
     "metrics": """

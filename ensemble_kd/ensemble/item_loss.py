@@ -33,6 +33,7 @@ class Weighting(NamedTuple):
     kd: KD  # its settings
     product_dtype: torch.dtype  # of the matrix products
     spread: Spread | None = None  # where other processes have members
+    kinds: tuple[int, ...] | None = None  # a number per member, equal for members of one architecture
 
 
 class ItemLoss(Protocol):
@@ -83,6 +84,8 @@ class Mutual(ItemLoss):
             "kd_weight": weighting.kd_weight,
             "temperature": weighting.kd.temperature,
             "scale_by_temperature_squared": weighting.kd.scale_by_temperature_squared,
+            "between": weighting.kd.between,
+            "kinds": weighting.kinds,
             "product_dtype": weighting.product_dtype,
             "spread": weighting.spread,
         }

@@ -2,7 +2,7 @@
 
 from ensemble_kd.losses.attributes import attribute_losses
 from ensemble_kd.losses.compiled import compile_status
-from ensemble_kd.losses.items import ItemLosses, Spread, item_losses
+from ensemble_kd.losses.items import Between, ItemLosses, Spread, item_losses
 from ensemble_kd.losses.sampled import sampled_item_losses
 from ensemble_kd.losses.students import distillation_losses
 from ensemble_kd.losses.terms import (
@@ -24,6 +24,7 @@ __all__ = [
     "CCL",
     "ICL",
     "KD",
+    "Between",
     "ItemLosses",
     "Loss",
     "LossName",

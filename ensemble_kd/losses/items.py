@@ -5,22 +5,28 @@ the softmax of member x at temperature τ and S = Σ_x z_x,
 
 - the gradient of Σ_{x≠y} KL(z_x‖z_y) in student y's logits, teachers cut off, is G_y / τ with G_y = n z_y − S;
 - the loss itself is Σ_y ⟨G_y, logits_y⟩ / τ: the normalisers cancel because Σ_v G_y = 0, so log z is never computed.
+
+Both stay true if a member learns from some of the others only, as long as any two teach each other or not at all: then
+G_y = c z_y − T with c teachers of y, whose softmaxes add up to T. One sum of softmaxes per architecture gives every T.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import number
+from ensemble_kd.arguments import choice, number
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses.autograd import tiled_losses
 from ensemble_kd.losses.formula import Networks, Tile, add_softmax
 from ensemble_kd.losses.row_kernel import row_kernel
+
+Between = Literal["all", "same", "other"]
 
 
 class ItemLosses(NamedTuple):
@@ -38,7 +44,10 @@ class ItemLosses(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """An ensemble whose members are spread over processes. KD needs only one sum of the members elsewhere."""
+    """An ensemble whose members are spread over processes. KD needs only sums of the members elsewhere.
+
+    Every process has members of the same kinds in the same order.
+    """
 
     n: int  # members in all
     sum_: Callable[[Tensor], Tensor]  # adds up a tensor over the processes, in place
@@ -55,6 +64,8 @@ def item_losses(
     kd_weight: float = 0.0,
     temperature: float = 1.0,
     scale_by_temperature_squared: bool = False,
+    between: Between = "all",
+    kinds: Sequence[int] | None = None,
     compute_kd: bool | None = None,
     product_dtype: torch.dtype | None = None,
     tile_rows: int | None = None,
@@ -77,6 +88,8 @@ def item_losses(
         kd_weight: weight of KD in ``total``. At 0, KD is not computed.
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
+        between: the pairs of members that KD is summed over: "all", those of the "same" kind, or of "other" kinds.
+        kinds: a number per member, equal for members of one architecture; needed unless ``between`` is "all".
         compute_kd: True: report KD even at weight 0. None: only if its weight is not 0.
         product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of ``hidden``.
             Softmax, losses and the sum of weight gradients are always float32, or float64 for float64 input.
@@ -107,11 +120,13 @@ def item_losses(
     temperature = number(where, "temperature", temperature, above=0)
     ce_weight, kd_weight = number(where, "ce_weight", ce_weight), number(where, "kd_weight", kd_weight)
     everyone = spread.n if spread is not None else len(hidden) if hidden.ndim else 0
-    with_kd = everyone > 1 and (kd_weight != 0 if compute_kd is None else compute_kd)
+    between, kinds = _pairs(where, between, kinds, len(hidden) if hidden.ndim else 0)
+    taught = everyone > 1 and (between != "other" or len(set(kinds)) > 1)
+    with_kd = taught and (kd_weight != 0 if compute_kd is None else compute_kd)
     factor = temperature**2 if scale_by_temperature_squared else 1.0
     total, cross_entropy, kd = tiled_losses(
         where,
-        Peers(temperature, with_kd, spread if with_kd else None),
+        Peers(temperature, with_kd, spread if with_kd else None, between, kinds),
         (ce_weight, kd_weight * factor if with_kd else 0.0),
         Networks(hidden, weight, bias),
         targets,
@@ -123,6 +138,18 @@ def item_losses(
     return ItemLosses(total, cross_entropy, kd * factor)
 
 
+def _pairs(where: str, between: Between, kinds: Sequence[int] | None, n: int) -> tuple[Between, tuple[int, ...]]:
+    """Return the pairs that teach each other; kinds are left out where they make no difference."""
+    choice(where, "between", between, get_args(Between))
+    if between == "all":
+        return between, ()
+    if kinds is None or len(kinds) != n:
+        got = "none" if kinds is None else f"{len(kinds)}"
+        fix = "Pass kinds=[0, 0, 1], say: equal numbers for members of one architecture."
+        raise EnsembleKDError(where, f"{n} kinds, one per member, for between={between!r}", got, fix)
+    return ("all", ()) if between == "same" and len(set(kinds)) == 1 else (between, tuple(kinds))
+
+
 @dataclass(frozen=True)
 class Peers:
     """The formula of members that teach each other: cross-entropy of each, and KD over ordered pairs of them."""
@@ -130,10 +157,12 @@ class Peers:
     temperature: float
     with_kd: bool
     spread: Spread | None = None
+    between: Between = "all"
+    kinds: tuple[int, ...] = ()  # one per member; empty for "all"
 
     @property
     def compiles(self) -> bool:
-        """False if S is added up over processes, within each tile."""
+        """False if softmaxes are added up over processes, within each tile."""
         return self.spread is None
 
     def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
@@ -171,10 +200,9 @@ class Peers:
                 scaled, z, tempered = [x.mul_(1 / self.temperature) for x in rows], [], []
                 for x in scaled:
                     add_softmax(x, z, tempered)
-            total = functools.reduce(torch.add, z)
-            if self.spread is not None:
-                n, total = self.spread.n, self.spread.sum_(total.clone() if total is z[0] else total)
-            pulls = [x.sub(total, alpha=1 / n) for x in z]  # G / n
+            n = n if self.spread is None else self.spread.n
+            for x, (c, total) in zip(z, self._teachers(z), strict=True):
+                pulls.append((x if c == n else x * (c / n)).sub(total, alpha=1 / n))  # G / n
             product = pulls[0] * scaled[0]
             for i in members[1:]:
                 product.addcmul_(pulls[i], scaled[i])
@@ -199,8 +227,27 @@ class Peers:
         grad = weights[0] * counts * (log_p.exp() - 1)
         if self.with_kd:
             z = (shifted / self.temperature - tempered).exp()
-            n, total = len(z), z.sum(0)
-            if self.spread is not None:
-                n, total = self.spread.n, self.spread.sum_(total)
-            grad += weights[1] * counts * (n * z - total)
+            pulls = [c * x - total for x, (c, total) in zip(z, self._teachers(list(z)), strict=True)]
+            grad += weights[1] * counts * torch.stack(pulls)
         return (-log_p, kd), grad
+
+    def _teachers(self, z: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+        """Return c and T of G = c z − T for every member. For "all" they are n and S: a member may teach itself."""
+        kinds = self.kinds or (0,) * len(z)
+        sums: dict[int, Tensor] = {}
+        for kind, x in zip(kinds, z, strict=True):
+            sums[kind] = sums[kind] + x if kind in sums else x
+        processes = 1
+        if self.spread is not None:
+            processes = self.spread.n // len(z)
+            sums = dict(zip(sums, self.spread.sum_(torch.stack(list(sums.values()))), strict=True))
+        counts = {kind: processes * kinds.count(kind) for kind in sums}
+        if self.between == "other":
+            others = {kind: [other for other in sums if other != kind] for kind in sums}
+            found = {
+                kind: (sum(counts[k] for k in rest), functools.reduce(torch.add, [sums[k] for k in rest]))
+                for kind, rest in others.items()
+            }
+        else:
+            found = {kind: (counts[kind], sums[kind]) for kind in sums}
+        return [found[kind] for kind in kinds]

@@ -7,13 +7,14 @@ softmax is its limit. ``objectives.draw_candidates`` draws candidates with their
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses.items import ItemLosses, Spread, item_losses
+from ensemble_kd.losses.items import Between, ItemLosses, Spread, item_losses
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
 
@@ -31,6 +32,8 @@ def sampled_item_losses(
     kd_weight: float = 0.0,
     temperature: float = 1.0,
     scale_by_temperature_squared: bool = False,
+    between: Between = "all",
+    kinds: Sequence[int] | None = None,
     product_dtype: torch.dtype | None = None,
 ) -> ItemLosses:
     """Return ``item_losses`` over candidates that count for 1 / Q items each.
@@ -49,6 +52,8 @@ def sampled_item_losses(
         kd_weight: weight of KD in ``total``.
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
+        between: the pairs of members that KD is summed over.
+        kinds: a number per member, equal for members of one architecture.
         product_dtype: precision of the matrix products.
 
     Returns:
@@ -76,6 +81,8 @@ def sampled_item_losses(
         valid=valid,
         temperature=temperature,
         scale_by_temperature_squared=scale_by_temperature_squared,
+        between=between,
+        kinds=kinds,
         product_dtype=product_dtype,
         spread=spread,
         compiled=False,

@@ -16,6 +16,7 @@ from typing_extensions import override
 from ensemble_kd.arguments import choice, number
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
+from ensemble_kd.losses.items import Between
 
 Need = Literal["anchor", "views", "logits", "attributes"]
 LossName = Literal["ap", "icl", "ccl", "kd"]
@@ -153,8 +154,12 @@ class KD(Term):
     Args:
         temperature: τ of Eq. 16, > 0.
         scale_by_temperature_squared: multiply by τ², as Hinton et al. (2015) do and the paper does not.
+        between: who teaches whom in an ensemble of several architectures: "all" each other, only members of the "same"
+            architecture, or only those of "other" ones.
 
     Examples:
+        >>> KD(between="same")
+        KD(temperature=0.3, between='same')
         >>> KD(temperature=0)
         Traceback (most recent call last):
             ...
@@ -163,12 +168,14 @@ class KD(Term):
 
     temperature: float = 0.3
     scale_by_temperature_squared: bool = False
+    between: Between = "all"
 
     name: ClassVar[LossName] = "kd"
     needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     def __post_init__(self) -> None:
         _set_temperature(self)
+        choice("KD", "between", self.between, get_args(Between))
 
 
 def _set_temperature(term: KD | _Contrastive) -> None:
