@@ -28,7 +28,6 @@ from ensemble_kd.losses import (
     terms_by_name,
 )
 from ensemble_kd.objectives import Draw, MaskedItem, NextItem, Objective
-from ensemble_kd.serving import item_vectors, query_vectors
 from ensemble_kd.training import FitResult, fit
 
 
@@ -59,8 +58,7 @@ class FromTeacher(ItemLoss):
     def __init__(self, teacher: EnsembleKD, *, spliced: bool = True) -> None:
         teacher.place.require_whole("FromTeacher")
         self.teacher, self.spliced = teacher, spliced
-        with torch.no_grad():
-            vectors = item_vectors(*teacher.classifier_weights())
+        vectors = teacher.item_vectors()
         self.keys, self.key_bias = vectors[:, :-1].contiguous(), vectors[:, -1].contiguous()
 
     def __call__(self, draw: Draw, hidden: Tensor, classifier: Classifier, weighting: Weighting) -> ItemLosses:
@@ -100,7 +98,7 @@ class FromTeacher(ItemLoss):
         """Return the teacher's states at the target positions of the views, members side by side: (t, n d)."""
         with torch.no_grad():
             states = self.teacher.states(draw.inputs, by_length=True, training=False)
-        return query_vectors(states.at(draw.positions))[:, :-1]
+        return self.teacher.joined(states.at(draw.positions))[:, :-1]
 
     def further(self, item_ids: Tensor, *, generator: torch.Generator | None) -> Tensor | None:
         """Return spliced sequences, which no user has had."""

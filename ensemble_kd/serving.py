@@ -79,10 +79,14 @@ def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: 
     return torch.cat([encode(item_ids[start : start + rows]) for start in range(0, b, rows)], dim=1)
 
 
-def query_vectors(states: Tensor) -> Tensor:
+def query_vectors(states: Tensor, widths: Sequence[int] | None = None) -> Tensor:
     """Return the ensemble's side of one inner product: (n, b, d) states -> (b, n d + 1).
 
     The mean of logits (Eq. 20) is Σ_n ⟨h_n / n, w_n⟩ + mean bias: a single product of concatenated vectors.
+
+    Args:
+        states: of the members.
+        widths: each member's own d, beyond which there are only zeros, which are left out; None: d.
 
     Raises:
         EnsembleKDError: states that are not finite.
@@ -91,12 +95,11 @@ def query_vectors(states: Tensor) -> Tensor:
         >>> query_vectors(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
         tensor([[0.5000, 1.0000, 1.5000, 2.0000, 1.0000]])
     """
-    n, b, d = states.shape
-    joined = (states / n).transpose(0, 1).reshape(b, n * d)
-    return _finite("query_vectors", torch.cat([joined, joined.new_ones(b, 1)], dim=1))
+    joined = _side_by_side(states / len(states), widths)
+    return _finite("query_vectors", torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1))
 
 
-def item_vectors(weight: Tensor, bias: Tensor) -> Tensor:
+def item_vectors(weight: Tensor, bias: Tensor, widths: Sequence[int] | None = None) -> Tensor:
     """Return the items' side of it: weights (n, v, d) and biases (n, v) -> (v, n d + 1), row j for item j + 1.
 
     Raises:
@@ -106,9 +109,13 @@ def item_vectors(weight: Tensor, bias: Tensor) -> Tensor:
         >>> item_vectors(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.5], [1.5]]))
         tensor([[1., 2., 1.]])
     """
-    n, v, d = weight.shape
-    joined = weight.transpose(0, 1).reshape(v, n * d)
-    return _finite("item_vectors", torch.cat([joined, bias.mean(dim=0)[:, None]], dim=1))
+    return _finite("item_vectors", torch.cat([_side_by_side(weight, widths), bias.mean(dim=0)[:, None]], dim=1))
+
+
+def _side_by_side(x: Tensor, widths: Sequence[int] | None) -> Tensor:
+    """(n, r, d) -> (r, n d), or (r, the sum of the widths)."""
+    n, _, d = x.shape
+    return torch.cat([rows[:, :width] for rows, width in zip(x, widths or (d,) * n, strict=True)], dim=1)
 
 
 def aggregate_scores(logits: Tensor, aggregate: Aggregate) -> Tensor:

@@ -76,8 +76,8 @@ SURFACE = {
         top_items Uncertainty uncertainty
     """,
     "stacking": """
-        Backend build_members check_members duplicate Heads inner_rows share_table sparse_lookups StackedModule
-        take_rows
+        Backend build_members check_members check_modules duplicate Factories factories_of form_of Heads inner_rows
+        MixedModule share_table sparse_lookups stack StackedModule take_rows
     """,
     "testing": """
         Check check_encoder Report

@@ -17,7 +17,7 @@ from ensemble_kd.arguments import is_whole, shown
 from ensemble_kd.data import Vocabulary
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.objectives import Objective
-from ensemble_kd.stacking import StackedModule
+from ensemble_kd.stacking import MixedModule, StackedModule
 
 if TYPE_CHECKING:
     from ensemble_kd.data import AnySequences
@@ -75,8 +75,16 @@ def check_objective(objective: object, *, num_items: int, newest_only: bool) -> 
         raise EnsembleKDError(type(objective).__name__, "an encoder that returns (b, l, d)", got, fix)
 
 
-def check_tie(encoder: StackedModule, classifier: str, *, num_items: int, d: int) -> str | None:
+def check_tie(
+    encoder: StackedModule | MixedModule, classifier: str, *, num_items: int, widths: Sequence[int]
+) -> str | None:
     """Return the name of the parameter that a classifier is tied to; None for "linear", with weights of its own.
+
+    Args:
+        encoder: the members.
+        classifier: as of ``EnsembleKD``.
+        num_items: v.
+        widths: d of each member.
 
     Raises:
         EnsembleKDError: there is no such embedding, or it has another shape.
@@ -85,12 +93,13 @@ def check_tie(encoder: StackedModule, classifier: str, *, num_items: int, d: int
         return None
     where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
     name = f"{'item_embedding' if classifier == 'tied' else classifier}.weight"
-    table = encoder.stacked_parameter(name)
-    if table is None:
-        raise EnsembleKDError(where, "'linear', 'tied' or the path of an embedding", repr(classifier), fix)
-    if table.shape[1:] != (num_items + 2, d):
-        expected, got = f"an embedding of shape {(num_items + 2, d)}", f"{name} of shape {tuple(table.shape[1:])}"
-        raise EnsembleKDError(where, expected, got, fix)
+    for kind, group in enumerate(encoder.groups):
+        table, d = group.stacked_parameter(name), widths[encoder.kinds.index(kind)]
+        if table is None:
+            raise EnsembleKDError(where, "'linear', 'tied' or the path of an embedding", repr(classifier), fix)
+        if table.shape[1:] != (num_items + 2, d):
+            expected, got = f"an embedding of shape {(num_items + 2, d)}", f"{name} of shape {tuple(table.shape[1:])}"
+            raise EnsembleKDError(where, expected, got, fix)
     return name
 
 

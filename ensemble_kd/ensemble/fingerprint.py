@@ -35,7 +35,7 @@ def fingerprint(model: EnsembleKD) -> dict[str, str]:
         "losses": without_addresses(model.losses),
         "backend": repr(model.encoder.requested_backend),
         **{f"parameter {name}": f"{tuple(p.shape)} {p.dtype}" for name, p in model.named_parameters()},
-        **model.encoder.describe(first=model.place.own_members(len(model)).start),
+        **model.encoder.describe(model.place.own_members(len(model))),
     }
 
 

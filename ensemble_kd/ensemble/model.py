@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -23,9 +23,14 @@ from ensemble_kd.ensemble.contract import (
     check_tie,
     check_vocabulary,
     probe,
-    size_of,
 )
 from ensemble_kd.ensemble.item_loss import ItemLoss, Mutual
+from ensemble_kd.ensemble.mixing import (
+    check_outputs,
+    check_places,
+    common_sizes,
+    default_objective,
+)
 from ensemble_kd.ensemble.packing import Packed, pack
 from ensemble_kd.ensemble.scoring import Scoring
 from ensemble_kd.ensemble.step import Step, training_step
@@ -38,15 +43,8 @@ from ensemble_kd.losses import (
     Loss,
     terms_by_name,
 )
-from ensemble_kd.objectives import MaskedItem, NextItem, Objective
-from ensemble_kd.stacking import (
-    Backend,
-    Heads,
-    StackedModule,
-    build_members,
-    check_members,
-    duplicate,
-)
+from ensemble_kd.objectives import Objective
+from ensemble_kd.stacking import Backend, Factories, Heads, build_members, check_modules, duplicate, factories_of, stack
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -76,13 +74,14 @@ class EnsembleKD(Scoring):
     Args:
         encoder_fn: ``() -> nn.Module``, called once per member under its own seed. The module maps item_ids (b, l)
             int64, 0 = padding on the left, 1..v items, v + 1 the mask token, to hidden states (b, l, d), or (b, d) for
-            the newest position alone.
-        n: number of members.
+            the newest position alone. A list has one factory per member, and a mapping counts by factory; members of
+            one architecture are then stacked together, and those of other widths d join with columns of zeros.
+        n: number of members; default: 3, or as many as ``encoder_fn`` has factories.
         num_items: v; may be left out if the encoder has ``.num_items``.
         objective: ``MaskedItem(...)``, ``NextItem(...)`` or an ``Objective`` of your own. Default: ``NextItem()`` if
             the encoder has ``causal = True`` or returns (b, d), else ``MaskedItem()``.
         losses: a weighted sum of ``AP``, ``ICL``, ``CCL``, ``KD``, or 0 for the objective alone.
-            Default: ``default_losses``, with AP if ``item_attributes`` are given.
+            Default: ``default_losses``, with AP if ``item_attributes`` are given, and CCL if all d are equal.
         item_attributes: the attributes of each item, for AP.
         classifier: "linear" (Eq. 5), or "tied" to the encoder's ``item_embedding``, or the dotted path of the
             embedding to tie to.
@@ -118,8 +117,8 @@ class EnsembleKD(Scoring):
 
     def __init__(
         self,
-        encoder_fn: Callable[[], nn.Module],
-        n: int = 3,
+        encoder_fn: Factories,
+        n: int | None = None,
         *,
         num_items: int | None = None,
         objective: Objective | None = None,
@@ -134,40 +133,44 @@ class EnsembleKD(Scoring):
     ) -> None:
         super().__init__()
         self.place = Place.of(mesh)
-        members = build_members(encoder_fn, n, seed=seed, own=self.place.own_members)
-        first = members[0]
-        self.num_items = size_of(first, "num_items", num_items)
-        unlimited = max_len is None and getattr(first, "max_len", None) is None
-        self.max_len = None if unlimited else size_of(first, "max_len", max_len)
+        factories = factories_of(encoder_fn, n)
+        members = build_members(factories, seed=seed, own=self.place.own_members)
+        self.num_items, self.max_len = common_sizes(members, num_items=num_items, max_len=max_len)
         check_vocabulary(vocabulary, self.num_items)
         self.seed, self.classifier, self.vocabulary = seed, classifier, vocabulary
-        self.encoder = StackedModule(members, backend=backend)
-        out = probe(self.encoder, max_len=self.max_len, highest=self.num_items)
-        self.hidden_size, self.newest_only = out.shape[-1], out.ndim == 2
-        reads_ahead = not (bool(getattr(first, "causal", False)) or self.newest_only)
-        default: Objective = MaskedItem() if reads_ahead else NextItem()
-        self.objective = default if objective is None else objective
+        one_factory = callable(encoder_fn)
+        if not one_factory:
+            check_places(members, self.place)
+        self.encoder = stack(members, backend=backend, mixed=not one_factory)
+        kinds, groups = self.encoder.kinds, self.encoder.groups
+        outs = [probe(group, max_len=self.max_len, highest=self.num_items) for group in groups]
+        check_outputs(outs, kinds)
+        self.widths, self.newest_only = tuple(outs[kind].shape[-1] for kind in kinds), outs[0].ndim == 2
+        self.hidden_size = max(self.widths)
+        self.objective = default_objective(members, newest_only=self.newest_only) if objective is None else objective
         check_objective(self.objective, num_items=self.num_items, newest_only=self.newest_only)
-        check_not_scores(self.encoder, d=self.hidden_size, num_items=self.num_items)
-        if self.objective.needs_causal and not self.newest_only:
-            check_causal(self.encoder, max_len=self.max_len, num_items=self.num_items)
-        if not self.objective.views_are_unmasked:
-            probe(self.encoder, max_len=self.max_len, highest=self.mask_token)
+        for group, out in zip(groups, outs, strict=True):
+            check_not_scores(group, d=out.shape[-1], num_items=self.num_items)
+            if self.objective.needs_causal and not self.newest_only:
+                check_causal(group, max_len=self.max_len, num_items=self.num_items)
+            if not self.objective.views_are_unmasked:
+                probe(group, max_len=self.max_len, highest=self.mask_token)
         check_attributes(item_attributes, self.num_items)
         self.item_attributes = item_attributes
-        table = None if item_attributes is None else item_attributes.table.to(out.device)
+        table = None if item_attributes is None else item_attributes.table.to(outs[0].device)
         self.register_buffer("attribute_table", table, persistent=False)
-        self.losses = default_losses(with_attributes=item_attributes is not None) if losses is None else losses
-        self.tied_name = check_tie(self.encoder, classifier, num_items=self.num_items, d=self.hidden_size)
-        own = self.place.own_members(n)
-        heads = partial(Heads, len(own), d=self.hidden_size, seed=seed, like=out, first=own.start)
+        usual = default_losses(with_attributes=item_attributes is not None, with_ccl=len(set(self.widths)) == 1)
+        self.losses = usual if losses is None else losses
+        self.tied_name = check_tie(self.encoder, classifier, num_items=self.num_items, widths=self.widths)
+        first = self.place.own_members(len(factories)).start
+        heads = partial(Heads, len(members), d=self.widths, seed=seed, like=outs[0], first=first)
         self.item_classifier = heads(classes=self.num_items, stream=1, tied=self.tied_name is not None)
         if item_attributes is not None:
             self.attribute_classifier = heads(classes=item_attributes.num_attributes, stream=2, tied=False)
 
     @classmethod
     def from_members(cls, members: Sequence[nn.Module], **options: Unpack[Options]) -> EnsembleKD:
-        """Return an ensemble of encoders that exist already, such as pretrained ones.
+        """Return an ensemble of encoders that exist already, of one architecture or several, such as pretrained ones.
 
         Args:
             members: the encoders. They are copied, and stay as they are.
@@ -181,10 +184,8 @@ class EnsembleKD(Scoring):
             >>> len(EnsembleKD.from_members([SASRec(5, d_model=4, max_len=10) for _ in range(4)]))
             4
         """
-        check_members(members, where="from_members")  # of the originals, since copies share nothing
-        own = Place.of(options.get("mesh")).own_members(len(members))
-        copies = iter([duplicate(members[i]) for i in own])
-        return cls(lambda: next(copies), len(members), **options)
+        check_modules(members, where="from_members")  # of the originals, since copies share nothing
+        return cls([partial(duplicate, member) for member in members], **options)
 
     @property
     def losses(self) -> Loss | Literal[0]:
@@ -196,6 +197,9 @@ class EnsembleKD(Scoring):
         if "ap" in terms_by_name(losses) and self.item_attributes is None:
             fix = "Pass item_attributes, or leave AP out of losses."
             raise EnsembleKDError("losses", "item_attributes, which AP needs", "none", fix)
+        if "ccl" in terms_by_name(losses) and len(set(self.widths)) > 1:
+            fix = "Give the encoders equal widths, or leave CCL out; ICL compares each member with itself alone."
+            raise EnsembleKDError("CCL", "members of one width d, whose states can be compared", self.widths, fix)
         self._losses = losses
 
     def __len__(self) -> int:
@@ -351,7 +355,7 @@ class EnsembleKD(Scoring):
         return alone.train(self.training)
 
 
-def default_losses(*, with_attributes: bool) -> Loss:
+def default_losses(*, with_attributes: bool, with_ccl: bool = True) -> Loss:
     """Return the losses that ``EnsembleKD`` uses if none are given: the weights of the authors' code, except AP's.
 
     AP at weight 1 (the paper's) made networks on Beauty learn later and no better than at 0.2.
@@ -360,5 +364,6 @@ def default_losses(*, with_attributes: bool) -> Loss:
         >>> default_losses(with_attributes=False)
         0.01 * ICL(temperature=0.3) + 0.01 * CCL(temperature=0.3) + 0.001 * KD(temperature=0.3)
     """
-    transfer = 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3)) + 0.001 * KD(temperature=0.3)
+    contrast = ICL(temperature=0.3) + CCL(temperature=0.3) if with_ccl else ICL(temperature=0.3)
+    transfer = 0.01 * contrast + 0.001 * KD(temperature=0.3)
     return 0.2 * AP() + transfer if with_attributes else transfer

@@ -14,20 +14,21 @@ from ensemble_kd.ensemble.contract import check_ids, check_output
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
-from ensemble_kd.stacking import Heads, StackedModule, inner_rows
+from ensemble_kd.stacking import Heads, MixedModule, StackedModule, inner_rows
 from ensemble_kd.torch_private import to_device
 
 
 class Scoring(nn.Module):
     """The part of ``EnsembleKD`` that scores; its constructor sets the attributes."""
 
-    encoder: StackedModule
+    encoder: StackedModule | MixedModule
     item_classifier: Heads
     objective: Objective
     place: Place
     num_items: int
     max_len: int | None
-    hidden_size: int  # d
+    widths: tuple[int, ...]  # d of each member that this process has
+    hidden_size: int  # d of the widest; the hidden states of others are filled up with zeros
     newest_only: bool  # the encoder returns (b, d)
     tied_name: str | None  # of the parameter that the classifier is tied to
 
@@ -37,17 +38,22 @@ class Scoring(nn.Module):
         return self.num_items + 1
 
     @property
-    def tied_embedding(self) -> Tensor | None:
-        """The item embeddings that the classifier is tied to, (n, v + 2, d); None: it has weights of its own."""
-        return None if self.tied_name is None else self.encoder.stacked_parameter(self.tied_name)
+    def tied_embeddings(self) -> list[Tensor]:
+        """The item embeddings that the classifiers are tied to, (n, v + 2, d) per group of members of one architecture.
+
+        Empty if the classifiers have weights of their own.
+        """
+        if self.tied_name is None:
+            return []
+        found = [group.stacked_parameter(self.tied_name) for group in self.encoder.groups]
+        return [table for table in found if table is not None]
 
     def classifier_weights(self) -> tuple[Tensor, Tensor]:
         """Return W (n, v, d) and b (n, v) of Eq. 5; row j scores item j + 1."""
         own, bias = self.item_classifier.weight, self.item_classifier.bias
         if own is not None:
             return own, bias
-        assert self.tied_embedding is not None
-        return inner_rows(self.tied_embedding).to(bias.dtype), bias
+        return self.encoder.join([inner_rows(table).to(bias.dtype) for table in self.tied_embeddings]), bias
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +170,8 @@ class Scoring(nn.Module):
     def query_vectors(self, item_ids: Tensor) -> Tensor:
         """Return one vector per sequence, (b, l) -> (b, n d + 1); its products with ``item_vectors`` are the scores.
 
-        Any index of maximum inner products serves the whole ensemble with them, exactly where the index is.
+        If the members' widths differ, n d is their sum. Any index of maximum inner products serves the whole ensemble
+        with these vectors, exactly where the index is.
 
         Examples:
             >>> from ensemble_kd import EnsembleKD
@@ -174,14 +181,18 @@ class Scoring(nn.Module):
             >>> torch.allclose(model.query_vectors(ids) @ model.item_vectors().T, model(ids)[:, 1:], atol=1e-6)
             True
         """
-        return serving.query_vectors(
-            gather_members(self._serve(self._checked("query_vectors", item_ids, highest=self.num_items)), self.place)
-        )
+        checked = self._checked("query_vectors", item_ids, highest=self.num_items)
+        return self.joined(gather_members(self._serve(checked), self.place))
+
+    def joined(self, states: Tensor) -> Tensor:
+        """Return all members' states (n, t, d) as one vector each, (t, n d + 1), as ``query_vectors`` does."""
+        return serving.query_vectors(states, self.widths * self.place.member_size)
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """Return one vector per item, (num_items, n d + 1); row j is item j + 1's. See ``query_vectors``."""
-        return serving.item_vectors(*(gather_members(part, self.place) for part in self.classifier_weights()))
+        weight, bias = (gather_members(part, self.place) for part in self.classifier_weights())
+        return serving.item_vectors(weight, bias, self.widths * self.place.member_size)
 
     @torch.no_grad()
     def uncertainty(self, item_ids: Tensor, *, k: int = 10) -> Uncertainty:

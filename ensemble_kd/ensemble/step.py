@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,6 +120,7 @@ def _losses_of_batch(
             kd_weight=kd_weight * m,
             kd=kd,
             product_dtype=product_dtype,
+            kinds=model.encoder.kinds,
             spread=None if place.member is None else Spread(len(model), partial(sum_members_, place=place)),
         )
         main = item_loss(draw, views.at(draw.positions), classifier, weighting)
@@ -148,15 +149,20 @@ def _step_classifier(model: EnsembleKD, draw: Draw, place: Place) -> Iterator[Cl
         rows = slice(None) if draw.candidates is None else draw.candidates.items - 1
         yield Classifier(weight[:, rows], bias[:, rows])
     elif draw.candidates is not None:
-        with sparse_lookups(model.encoder, at_least=at_least):
+        with ExitStack() as within:
+            for group in model.encoder.groups:
+                within.enter_context(sparse_lookups(group, at_least=at_least))
             yield _candidate_weights(model, draw.candidates)
-    elif model.tied_embedding is not None and draw.inputs.device.type == "cpu":
+    elif model.tied_embeddings and draw.inputs.device.type == "cpu":
         # The classifier's gradient is dense anyway: the look-ups' few rows are added to it, in place of a second
         # table that is filled, stacked and added.
-        embedding, bias = model.tied_embedding, model.item_classifier.bias
-        lookups, weight = share_table(embedding)
-        with sparse_lookups(model.encoder, at_least=at_least, shared=(embedding, lookups)):
-            yield Classifier(weight.to(bias.dtype), bias)
+        bias, weights = model.item_classifier.bias, []
+        with ExitStack() as within:
+            for group, embedding in zip(model.encoder.groups, model.tied_embeddings, strict=True):
+                lookups, weight = share_table(embedding)
+                within.enter_context(sparse_lookups(group, at_least=at_least, shared=(embedding, lookups)))
+                weights.append(weight.to(bias.dtype))
+            yield Classifier(model.encoder.join(weights), bias)
     else:
         yield Classifier(*model.classifier_weights())
 
@@ -166,8 +172,8 @@ def _candidate_weights(model: EnsembleKD, candidates: Candidates) -> Classifier:
     own, bias, classes = model.item_classifier.weight, model.item_classifier.bias, candidates.items - 1
     if own is not None:
         return Classifier(take_rows(own, classes), take_rows(bias, classes))
-    assert model.tied_embedding is not None
-    return Classifier(take_rows(model.tied_embedding, candidates.items).to(bias.dtype), take_rows(bias, classes))
+    rows = [take_rows(table, candidates.items).to(bias.dtype) for table in model.tied_embeddings]
+    return Classifier(model.encoder.join(rows), take_rows(bias, classes))
 
 
 def _shares(draw: Draw, place: Place, dtype: torch.dtype) -> Tensor | None:

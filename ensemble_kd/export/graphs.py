@@ -51,6 +51,7 @@ class Scorer(nn.Module):
         model.place.require_whole("export")
         self.k = None if k is None else whole("export", "k", k, least=1, most=model.num_items)
         self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
+        self.widths = model.widths
         weight, bias = model.classifier_weights()
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", bias.detach().mean(0))
@@ -66,9 +67,10 @@ class Scorer(nn.Module):
             item_ids = torch.cat([room, item_ids], dim=1)[:, -self.columns :]
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=None)
         scores = self.bias.expand(item_ids.shape[0], -1)
-        for member, weight in zip(self.members, self.weight, strict=True):
+        for member, rows, width in zip(self.members, self.weight, self.widths, strict=True):
             out = member(query)
             newest = out if self.newest_only else out[:, -1]
+            weight = rows[:, :width]
             scores = scores + newest.to(weight.dtype) @ weight.T / len(self.members)
         scores = nn.functional.pad(scores, (1, 0), value=-torch.inf)
         return scores if self.k is None else tuple(scores.topk(self.k))  # type: ignore[return-value]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,54 +14,83 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.seeding import member_seed, seeded
 from ensemble_kd.torch_private import own_buffers, own_parameters
 
+Factory = Callable[[], nn.Module]
+Factories = Factory | Sequence[Factory] | Mapping[Factory, int]
 
-def build_members(
-    encoder_fn: Callable[[], nn.Module], n: int, *, seed: int, own: Callable[[int], Iterable[int]] = range
-) -> list[nn.Module]:
-    """Call the factory once per member, each time under a seed of its own, and return the modules.
+
+def factories_of(encoder_fn: Factories, n: int | None = None) -> list[Factory]:
+    """Return the factory of every member.
 
     Args:
-        encoder_fn: the factory.
+        encoder_fn: a factory for all members, one per member, or counts by factory.
+        n: members; None: 3 of one factory, or as many as ``encoder_fn`` has.
+
+    Raises:
+        EnsembleKDError: something else than factories, none, or another number than n.
+
+    Examples:
+        >>> len(factories_of(nn.Identity, 2)), len(factories_of({nn.Identity: 2, nn.Tanh: 1}))
+        (2, 3)
+    """
+    where = "EnsembleKD"
+    given: Any = encoder_fn  # whatever the user passed
+    if isinstance(given, Mapping):
+        counts = {factory: whole(where, "the count of a factory", count, least=1) for factory, count in given.items()}
+        found: list[Factory] = [factory for factory, count in counts.items() for _ in range(count)]
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        found = list(given)
+    else:
+        found = [given] * (3 if n is None else whole(where, "n", n, least=1))
+    for factory in found:
+        if isinstance(factory, nn.Module) or not callable(factory):
+            fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
+            raise EnsembleKDError(where, "a factory () -> nn.Module", type(factory).__name__, fix)
+    if not found:
+        raise EnsembleKDError(where, "at least one factory", "none", "Pass one factory per member.")
+    if n is not None and n != len(found):
+        fix = "Leave n out: there are as many members as factories."
+        raise EnsembleKDError(where, f"n = {len(found)}, the number of factories", n, fix)
+    return found
+
+
+def build_members(
+    encoder_fn: Factories, n: int | None = None, *, seed: int, own: Callable[[int], Iterable[int]] = range
+) -> list[nn.Module]:
+    """Call each member's factory under a seed of the member's own, and return the modules.
+
+    Args:
+        encoder_fn: the factory of all members, or several, see ``factories_of``.
         n: members of the whole ensemble.
         seed: of the ensemble, see ``member_seed``.
         own: from n to the numbers of the members to build; default: all.
 
     Raises:
-        EnsembleKDError: n is not a positive number, the factory is not callable, or returns no module or one twice.
+        EnsembleKDError: n is not a positive number, a factory is not callable, or returns no module or one twice.
 
     Examples:
         >>> first, second = build_members(lambda: nn.Linear(1, 1), 2, seed=0)
         >>> torch.equal(first.weight, second.weight)
         False
     """
-    where = "EnsembleKD"
-    n = whole(where, "n", n, least=1)
-    given: object = encoder_fn
-    if isinstance(given, nn.Module) or not callable(given):
-        fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
-        raise EnsembleKDError(where, "a factory () -> nn.Module", type(given).__name__, fix)
+    factories = factories_of(encoder_fn, n)
     members: list[nn.Module] = []
-    for i in own(n):
+    for i in own(len(factories)):
         with seeded(member_seed(seed, i)):
-            members.append(encoder_fn())
-    check_members(members)
+            members.append(factories[i]())
+    check_modules(members)
+    if all(factory is factories[0] for factory in factories):
+        check_members(members)
     return members
 
 
-def check_members(members: Sequence[nn.Module], *, where: str = "encoder_fn") -> None:
-    """Refuse what cannot be stacked.
+def check_modules(members: Sequence[nn.Module], *, where: str = "encoder_fn") -> None:
+    """Refuse what cannot be members.
 
     Raises:
-        EnsembleKDError: no members, something else than modules, the same module or parameter twice, lazy parameters,
-            or members that differ in the names, shapes, types, devices, ties or freezing of their tensors.
+        EnsembleKDError: no members, something else than modules, the same module or parameter twice, lazy parameters.
 
     Examples:
-        >>> check_members([nn.Linear(2, 3), nn.Linear(2, 4)], where="from_members")
-        Traceback (most recent call last):
-            ...
-        ensemble_kd.errors.EnsembleKDError: from_members: expected members of equal shapes, got 'weight': (3, 2) \
-torch.float32 on cpu in member 0, (4, 2) torch.float32 on cpu in member 1. All members must have the same \
-architecture; only their seeds differ.
+        >>> check_modules([nn.Linear(2, 3), nn.Linear(2, 4)])
     """
     if not members:
         raise EnsembleKDError(where, "at least one member", "none", "Pass one module or more.")
@@ -81,6 +111,24 @@ architecture; only their seeds differ.
                 got = f"{name!r} in members {owners[id(tensor)]} and {i}"
                 fix = "Create the parameters inside the factory."
                 raise EnsembleKDError(where, "members with parameters of their own", got, fix)
+
+
+def check_members(members: Sequence[nn.Module], *, where: str = "encoder_fn") -> None:
+    """Refuse what cannot be stacked: members of several architectures, and what ``check_modules`` refuses.
+
+    Raises:
+        EnsembleKDError: no members, something else than modules, the same module or parameter twice, lazy parameters,
+            or members that differ in the names, shapes, types, devices, ties or freezing of their tensors.
+
+    Examples:
+        >>> check_members([nn.Linear(2, 3), nn.Linear(2, 4)], where="from_members")
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: from_members: expected members of equal shapes, got 'weight': (3, 2) \
+torch.float32 on cpu in member 0, (4, 2) torch.float32 on cpu in member 1. All members must have the same \
+architecture; only their seeds differ.
+    """
+    check_modules(members, where=where)
     first = layout(members[0])
     for i, member in enumerate(members[1:], start=1):
         own = layout(member)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ class Heads(nn.Module):
     Args:
         n: members.
         classes: c, items or attributes.
-        d: hidden size.
+        d: hidden size; or one per member, and weights are filled up with zeros to the widest, as hidden states are.
         seed: of the ensemble; each member's weights follow from it and the member's number.
         stream: another number for each kind of classifier, see ``member_seed``; 0 is the encoders'.
         tied: leave the weights out; the caller passes those of the item embedding.
@@ -33,24 +35,40 @@ class Heads(nn.Module):
     bias: nn.Parameter
 
     def __init__(
-        self, n: int, classes: int, d: int, *, seed: int, stream: int, tied: bool, like: Tensor, first: int = 0
+        self,
+        n: int,
+        classes: int,
+        d: int | Sequence[int],
+        *,
+        seed: int,
+        stream: int,
+        tied: bool,
+        like: Tensor,
+        first: int = 0,
     ) -> None:
         super().__init__()
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.widths = (d,) * n if isinstance(d, int) else tuple(d)
         weights = []
-        for i in range(first, first + n):
+        for i, width in enumerate(self.widths, start=first):
             with seeded(member_seed(seed, i, stream)):
-                weights.append(torch.randn(0 if tied else classes, d, dtype=dtype) * INIT_STD)
+                own = torch.randn(0 if tied else classes, width, dtype=dtype) * INIT_STD
+            weights.append(nn.functional.pad(own, (0, max(self.widths) - width)))
         weight = None if tied else nn.Parameter(torch.stack(weights).to(like.device))
         self.register_parameter("weight", weight)
         self.bias = nn.Parameter(torch.zeros(n, classes, dtype=dtype, device=like.device))
 
     def member(self, i: int) -> Heads:
-        """Return a copy of member i's classifier, with n = 1."""
+        """Return a copy of member i's classifier, with n = 1 and the member's own width."""
         alone = Heads.__new__(Heads)
         nn.Module.__init__(alone)
         alone.train(self.training)
+        alone.widths = self.widths[i : i + 1]
         for name, own in self._parameters.items():
-            row = None if own is None else nn.Parameter(own.detach()[i][None].clone(), own.requires_grad)
+            row = None
+            if own is not None:
+                values = own.detach()[i][None]
+                values = values[..., : alone.widths[0]] if name == "weight" else values
+                row = nn.Parameter(values.clone(memory_format=torch.contiguous_format), own.requires_grad)
             alone.register_parameter(name, row)
         return alone

@@ -8,7 +8,7 @@ file for what to mind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -156,6 +156,21 @@ class StackedModule(nn.Module):
         fill(module, self, i)
         return module
 
+    @property
+    def groups(self) -> tuple[StackedModule, ...]:
+        """The stacks that this one consists of: itself. A ``MixedModule`` has several."""
+        return (self,)
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """The number of each member's group: 0."""
+        return (0,) * len(self)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the tensor of all members from those of the groups: the one that there is."""
+        (part,) = parts
+        return part
+
     def stacked_parameter(self, name: str) -> Tensor | None:
         """Return the stacked parameter (n, \\*shape) of a dotted name of the encoder's, None if there is none."""
         return dict(self.named_parameters(remove_duplicate=False)).get(name)
@@ -165,17 +180,17 @@ class StackedModule(nn.Module):
         """True if a member's output for a row depends on the other rows now: in training mode, with BatchNorm."""
         return self.training and any(is_batch_norm(m) for m in self._templates.members[0].modules())
 
-    def describe(self, first: int = 0) -> dict[str, str]:
+    def describe(self, numbers: Iterable[int] | None = None) -> dict[str, str]:
         """Return the numbers and words that each module of each member was built with: a dropout rate is no parameter.
 
         Args:
-            first: number of the first of these members in the whole ensemble.
+            numbers: of these members in the whole ensemble; None: from 0.
 
         Examples:
             >>> StackedModule([nn.Linear(2, 3)]).describe()
             {'member 0': 'Linear(in_features=2, out_features=3)'}
         """
-        return self._templates.describe(first)
+        return self._templates.describe(range(len(self)) if numbers is None else numbers)
 
     # ------------------------------------------------------------------------------------------------------- state
 

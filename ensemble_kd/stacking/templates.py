@@ -8,7 +8,7 @@ attributes must stay with the members.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,18 +140,31 @@ class Templates:
             for one in changed:
                 del vars(one)["forward"]
 
-    def describe(self, first: int) -> dict[str, str]:
+    def describe(self, numbers: Iterable[int]) -> dict[str, str]:
         """Return the numbers and words that each module was built with; see ``StackedModule.describe``."""
         found = {}
-        for i, member in enumerate(self.members, start=first):
-            for path, module in member.named_modules():
-                plain = ", ".join(
-                    f"{name}={value!r}"
-                    for name, value in sorted(vars(module).items())
-                    if name != "training" and not name.startswith("_") and isinstance(value, bool | int | float | str)
-                )
-                found[f"member {i}{path and '.' + path}"] = f"{type(module).__qualname__}({plain})"
+        for i, member in zip(numbers, self.members, strict=True):
+            for path, words in settings_of(member).items():
+                found[f"member {i}{path and '.' + path}"] = words
         return found
+
+
+def settings_of(member: nn.Module) -> dict[str, str]:
+    """Return the numbers and words that each module of a member was built with, by its dotted name.
+
+    Examples:
+        >>> settings_of(nn.Sequential(nn.Dropout(0.5)))
+        {'': 'Sequential()', '0': 'Dropout(inplace=False, p=0.5)'}
+    """
+    found = {}
+    for path, module in member.named_modules():
+        plain = ", ".join(
+            f"{name}={value!r}"
+            for name, value in sorted(vars(module).items())
+            if name != "training" and not name.startswith("_") and isinstance(value, bool | int | float | str)
+        )
+        found[path] = f"{type(module).__qualname__}({plain})"
+    return found
 
 
 def _embeddings(templates: Sequence[nn.Module]) -> Iterator[tuple[int, str, nn.Embedding]]:
