@@ -83,7 +83,8 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     return p
 
 
-Factory = Callable[[SequenceData], Callable[[], nn.Module]]
+Encoder = Callable[[], nn.Module]
+Factory = Callable[[SequenceData], Encoder | list[Encoder]]
 
 
 def sequences(args: argparse.Namespace) -> SequenceData:
@@ -103,9 +104,10 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
     terms = [args.ap * AP()] * with_attributes
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
     terms += [args.mu * KD(temperature=args.kd_temperature)]
+    factories = encoder(data)
     model = EnsembleKD(
-        encoder(data),
-        args.n,
+        factories,
+        len(factories) if isinstance(factories, list) else args.n,
         num_items=data.num_items,
         objective=objective,
         losses=sum(terms),  # type: ignore[arg-type]

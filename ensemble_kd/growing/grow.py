@@ -15,14 +15,14 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.growing.encoders import extend, fill_larger
 from ensemble_kd.growing.rows import Initial, initial_rows
 from ensemble_kd.seeding import member_seed, seeded
-from ensemble_kd.stacking import Heads
+from ensemble_kd.stacking import Factories, Heads, factories_of
 
 
 def grow(
     model: EnsembleKD,
     new: AnySequences | Iterable[Hashable] | int,
     *,
-    encoder_fn: Callable[[], nn.Module] | None = None,
+    encoder_fn: Factories | None = None,
     item_attributes: Attributes | None = None,
 ) -> EnsembleKD:
     """Return the model with rows for new items, which come after the old ones.
@@ -36,7 +36,7 @@ def grow(
         model: trained; it stays as it is.
         new: data of old and new items, numbered with ``vocabulary=model.vocabulary``; or the names of the new items;
             or their number, if the model has no vocabulary.
-        encoder_fn: the factory for the larger catalogue. None: the encoders' own embeddings of v + 2 rows are extended,
+        encoder_fn: the factory, or factories, for the larger catalogue. None: the encoders' own embeddings of v + 2 rows are extended,
             which is refused if an encoder holds other sizes of the catalogue.
         item_attributes: of old and new items; default: those of ``new``, if it is data. Those of old items must be as
             before. A model that was trained with attributes needs them.
@@ -63,7 +63,9 @@ def grow(
     _check_attributes(model, attributes, num_items)
     # A model that does not predict attributes may still place its new items by them.
     initial = initial_rows(item_attributes, old=model.num_items, new=num_items)
-    members = [_grown_member(model, i, num_items, encoder_fn, initial) for i in range(len(model))]
+    n = len(model)
+    factories = [None] * n if encoder_fn is None else factories_of(encoder_fn, n)
+    members = [_grown_member(model, i, num_items, factories[i], initial) for i in range(n)]
     grown = EnsembleKD.from_members(
         members,
         num_items=num_items,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.arguments import number
 from ensemble_kd.distributed import beside, whole
+from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.torch_private import sparse_parts
 
@@ -17,10 +19,15 @@ _MERGED = "merged_parts"  # attribute of a gradient whose rows are merged: how m
 
 
 @torch.no_grad()
-def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
+def clip_members_(parameters: Sequence[Tensor], max_norm: float, rows: MemberRows | None = None) -> Tensor:
     """Scale each member's gradient to a norm of at most ``max_norm``, in place, and return the norms before, (n,).
 
     A norm over all members would couple them: one member's spike would slow the others.
+
+    Args:
+        parameters: each with a gradient (n, \\*rest) or none.
+        max_norm: of a member's gradient.
+        rows: of a mixed ensemble, see ``member_rows``.
 
     Raises:
         EnsembleKDError: max_norm <= 0, or parameters without a gradient.
@@ -39,18 +46,49 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float) -> Tensor:
     if not grads:
         raise EnsembleKDError("clip_members_", "parameters with gradients", "none", "Call backward() first.")
     each = [whole(member_norms(g)) for g in grads]
+    own: list[Tensor] | None = None
+    if rows is not None:
+        own = [members for p, members in zip(parameters, rows.members, strict=True) if p.grad is not None]
+        each = [norms.new_zeros(rows.n).index_copy(0, at, norms) for norms, at in zip(each, own, strict=True)]
     norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
     scale = (max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     if norms.device.type == "cpu" and bool((scale == 1).all()):
         return norms
-    for grad in grads:
-        values, factor = grad, scale
+    for i, grad in enumerate(grads):
+        values, factor = grad, scale if own is None else scale[own[i]]
         if grad.is_sparse:
             index, values = sparse_parts(grad)
-            factor = scale[index[0]]
+            factor = factor[index[0]]
         factor = factor.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
         values.mul_(beside(factor, grad))
     return norms
+
+
+class MemberRows(NamedTuple):
+    """The members that rows of parameters belong to."""
+
+    n: int  # members in all
+    members: list[Tensor]  # per parameter their numbers, in order
+
+
+def member_rows(model: EnsembleKD, parameters: Sequence[Tensor]) -> MemberRows | None:
+    """Return the members that the rows of parameters belong to; None: every parameter has a row of each member.
+
+    Examples:
+        >>> from ensemble_kd.encoders import GRU4Rec, SASRec
+        >>> small = {"d_model": 4, "max_len": 5}
+        >>> model = EnsembleKD([lambda: SASRec(9, **small), lambda: GRU4Rec(9, **small)])
+        >>> rows = member_rows(model, list(model.parameters()))
+        >>> rows.members[0].tolist(), rows.members[-1].tolist()
+        ([0], [0, 1])
+    """
+    kinds, groups = model.encoder.kinds, model.encoder.groups
+    if len(groups) == 1:
+        return None
+    of_group = {id(p): kind for kind, group in enumerate(groups) for p in group.parameters()}
+    numbers = [[i for i, own in enumerate(kinds) if own == kind] for kind in range(len(groups))]
+    found = [numbers[of_group[id(p)]] if id(p) in of_group else list(range(len(kinds))) for p in parameters]
+    return MemberRows(len(kinds), [torch.tensor(x, device=p.device) for x, p in zip(found, parameters, strict=True)])
 
 
 def merge_rows(grad: Tensor) -> Tensor:

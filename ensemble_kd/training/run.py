@@ -26,7 +26,7 @@ from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
 from ensemble_kd.training.folder import BEST, LOG, claimed
-from ensemble_kd.training.gradients import clip_members_
+from ensemble_kd.training.gradients import clip_members_, member_rows
 from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.schedules import Stretch, WarmupStableDecay
@@ -60,6 +60,7 @@ class Run:
             fix = "Leave requires_grad of some parameters at True."
             raise EnsembleKDError("fit", "a model with parameters to train", "frozen ones alone", fix)
         self.loss = SpreadLoss(model, place, tables=model.sparse_tables(), constant=["attribute_table"])
+        self.rows = member_rows(model, self.parameters)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         self.checkpoints = Checkpoints(
@@ -211,7 +212,7 @@ class Run:
         loss.total.backward()
         self.loss.finish()
         if self.settings.max_grad_norm is not None:
-            norms = clip_members_(self.parameters, self.settings.max_grad_norm)
+            norms = clip_members_(self.parameters, self.settings.max_grad_norm, self.rows)
             if self.device.type == "cpu":
                 norms = gather_members(norms, self.place)
                 named = {f"gradient of member {i}": norm for i, norm in enumerate(norms)}

@@ -251,11 +251,6 @@ class Fewer(Counting):
             "Pass objective=MaskedItem() to train all of them on masked items.",
         ),
         (
-            lambda: EnsembleKD([Counting, Ahead], num_items=ITEMS, objective=NextItem()),
-            "NextItem: expected causal encoders, got member 1, which reads ahead and would see the items that it is "
-            "to predict. Train all members on masked items, objective=MaskedItem(), or leave this one out.",
-        ),
-        (
             lambda: EnsembleKD([Counting, Last], num_items=ITEMS),
             "encoder output: expected hidden states (b, l, d) torch.float64 from all members, as from member 0, got "
             "(b, d) torch.float64 from member 1. One objective trains all members: give them outputs of one form and "
