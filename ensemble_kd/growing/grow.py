@@ -36,8 +36,8 @@ def grow(
         model: trained; it stays as it is.
         new: data of old and new items, numbered with ``vocabulary=model.vocabulary``; or the names of the new items;
             or their number, if the model has no vocabulary.
-        encoder_fn: the factory, or factories, for the larger catalogue. None: the encoders' own embeddings of v + 2 rows are extended,
-            which is refused if an encoder holds other sizes of the catalogue.
+        encoder_fn: the factory for the larger catalogue; or factories, as of ``EnsembleKD``. None: the encoders' own
+            embeddings of v + 2 rows are extended, which is refused if an encoder holds other sizes of the catalogue.
         item_attributes: of old and new items; default: those of ``new``, if it is data. Those of old items must be as
             before. A model that was trained with attributes needs them.
 
