@@ -157,6 +157,7 @@ def _ranks_of(
     weight, bias = model.classifier_weights()
     weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
     n, columns = len(weight), model.num_items + 1
+    factors = (model.factors / n).to(weight.dtype) if model.is_weighted else None
     found = torch.zeros(n + 1, len(inputs), dtype=torch.int64)
     rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
     scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
@@ -173,7 +174,11 @@ def _ranks_of(
             tile = scores[:, : part.stop - start]
             for i in range(n):
                 torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
-            torch.mean(tile[:n], 0, out=tile[n])
+            if factors is None:
+                torch.mean(tile[:n], 0, out=tile[n])
+            else:
+                tile[n] = torch.einsum("n, n r v -> r v", factors, tile[:n])
+                tile[n, :, 0] = -torch.inf  # 0 · -inf is no number
             sum_members_(tile[n], place)  # a positive factor changes no rank
             found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
     return found

@@ -118,11 +118,12 @@ def _side_by_side(x: Tensor, widths: Sequence[int] | None) -> Tensor:
     return torch.cat([rows[:, :width] for rows, width in zip(x, widths or (d,) * n, strict=True)], dim=1)
 
 
-def aggregate_scores(logits: Tensor, aggregate: Aggregate) -> Tensor:
+def aggregate_scores(logits: Tensor, aggregate: Aggregate, weights: Tensor | None = None) -> Tensor:
     """Return one score per item from the members': (n, ..., c) -> (..., c), higher is better.
 
     "logits": their mean (Eq. 20); "probabilities": the mean of softmaxes over the c items; "ranks": minus the mean of
     the ranks, from 0, which leaves out how far apart scores are (Borda's count). If a logit is NaN, so are scores.
+    Means are weighted by ``weights`` (n,), whose mean is 1, if they are given.
 
     Examples:
         >>> logits = torch.tensor([[3.0, 0.0, 2.0], [0.0, 9.0, 1.0], [1.0, 0.0, 2.0]])
@@ -130,14 +131,19 @@ def aggregate_scores(logits: Tensor, aggregate: Aggregate) -> Tensor:
         [1, 1, 2]
     """
     if aggregate == "logits":
-        return logits.mean(dim=0)
+        return _mean(logits, weights)
     if aggregate == "probabilities":
-        return logits.softmax(dim=-1).mean(dim=0)
+        return _mean(logits.softmax(dim=-1), weights)
     order = logits.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(logits.shape[-1], device=logits.device).expand_as(order)
-    borda = -torch.empty_like(order).scatter_(-1, order, places).to(logits.dtype).mean(dim=0)
+    borda = -_mean(torch.empty_like(order).scatter_(-1, order, places).to(logits.dtype), weights)
     unranked = logits.isnan().any(dim=-1).any(dim=0)
     return borda.masked_fill(unranked[..., None], torch.nan)
+
+
+def _mean(x: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean over members (n, ...) -> (...)."""
+    return (x if weights is None else weights.view(-1, *[1] * (x.ndim - 1)) * x).mean(dim=0)
 
 
 def top_items(
@@ -150,6 +156,8 @@ def top_items(
     candidates: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     aggregate: Aggregate = "logits",
     mean: Callable[[Tensor], Tensor] | None = None,
+    weights: Tensor | None = None,
+    temperatures: Tensor | None = None,
 ) -> Recommendations:
     """Find the k best items of each query, some users at a time, so that there never are (n, b, v) scores.
 
@@ -163,6 +171,8 @@ def top_items(
             count once.
         aggregate: see ``aggregate_scores``.
         mean: over processes that have other members; None: there are none.
+        weights: (n,) of the members, with a mean of 1; None: 1 each.
+        temperatures: (n,) that the members' logits are divided by; None: 1 each.
 
     Returns:
         Items and their scores.
@@ -181,6 +191,10 @@ def top_items(
     """
     where, (v, d), b = "recommend", weight.shape[1:], states.shape[1]
     choice(where, "aggregate", aggregate, get_args(Aggregate))
+    if temperatures is not None:
+        states, bias = states / temperatures[:, None, None], bias / temperatures[:, None]
+    if aggregate == "logits" and weights is not None:  # once for the states, in place of every logit
+        states, bias, weights = states * weights[:, None, None], bias * weights[:, None], None
     chosen = None if candidates is None else _candidates(candidates, v, b, states.device)
     c = v if chosen is None else chosen.shape[-1]
     k = whole(where, f"k of {c} {'items' if chosen is None else 'candidates'}", k, least=1, most=c)
@@ -190,7 +204,7 @@ def top_items(
     found = []
     for rows in _blocks(states, columns):
         own = chosen[rows] if chosen is not None and chosen.ndim == 2 else chosen
-        scores = aggregate_scores(_logits(states[:, rows], weight, bias, own), aggregate)
+        scores = aggregate_scores(_logits(states[:, rows], weight, bias, own), aggregate, weights)
         scores = scores if mean is None else mean(scores)
         if own is not None:
             scores = scores.masked_fill(own == 0, -torch.inf)
@@ -210,6 +224,8 @@ def uncertainty(
     *,
     k: int = 10,
     gather: Callable[[Tensor], Tensor] | None = None,
+    weights: Tensor | None = None,
+    temperatures: Tensor | None = None,
 ) -> Uncertainty:
     """Measure how sure the ensemble is: entropy of the mean p̄ of the members' softmaxes, and how they differ.
 
@@ -221,6 +237,7 @@ def uncertainty(
         states, weight, bias: as for ``top_items``.
         k: length of the lists that are compared.
         gather: adds the members of other processes, along the first dimension; None: there are none.
+        weights, temperatures: as for ``top_items``.
 
     Raises:
         EnsembleKDError: a k that cannot be used, or scores that are not finite.
@@ -233,15 +250,21 @@ def uncertainty(
     """
     v = weight.shape[1]
     k = whole("uncertainty", f"k of {v} items", k, least=1, most=v)
+    if temperatures is not None:
+        states, bias = states / temperatures[:, None, None], bias / temperatures[:, None]
+    weights = weights if weights is None or gather is None else gather(weights)
     found = []
     for rows in _blocks(states, v):
         logs = _logits(states[:, rows], weight, bias, None).log_softmax(dim=-1)
         logs = logs if gather is None else gather(logs)
         n = len(logs)
-        mean = logs.logsumexp(dim=0) - math.log(n)
+        shares = logs if weights is None else logs + weights.log()[:, None, None]
+        mean = shares.logsumexp(dim=0) - math.log(n)
         entropy, each = -(mean.exp() * mean).sum(dim=-1), -(logs.exp() * logs).sum(dim=-1)
         apart = disagreement(logs.topk(k, dim=-1).indices)
-        found.append((_finite("uncertainty", entropy), (entropy - each.mean(dim=0)).clamp(min=0), apart.to(entropy)))
+        found.append(
+            (_finite("uncertainty", entropy), (entropy - _mean(each, weights)).clamp(min=0), apart.to(entropy))
+        )
     return Uncertainty(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 

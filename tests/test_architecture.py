@@ -25,7 +25,7 @@ functional metrics data encoders
 losses objectives stacking distributed serving
 ensemble precision
 evaluation export growing recommending
-training
+training calibration
 distillation presets testing __main__
 """
 INTERNAL = {"arguments", "files", "seeding", "torch_private"}  # for the library alone

@@ -16,6 +16,9 @@ SURFACE = {
     "": """
         AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
     """,
+    "calibration": """
+        calibrate Calibration calibration_error Quality
+    """,
     "data": """
         AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
         read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary

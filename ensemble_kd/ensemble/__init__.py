@@ -7,9 +7,10 @@ from ensemble_kd.ensemble.contract import (
     probe,
     size_of,
 )
+from ensemble_kd.ensemble.defaults import default_losses
 from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addresses
 from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
-from ensemble_kd.ensemble.model import EnsembleKD, default_losses
+from ensemble_kd.ensemble.model import EnsembleKD
 from ensemble_kd.ensemble.step import Step
 
 __all__ = [

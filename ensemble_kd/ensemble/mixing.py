@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ensemble_kd.distributed import Place, gather_objects
 from ensemble_kd.ensemble.contract import size_of
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.objectives import MaskedItem, NextItem, Objective
 from ensemble_kd.stacking import form_of
 
 
@@ -63,17 +62,3 @@ def check_places(members: Sequence[nn.Module], place: Place) -> None:
     if any(own != forms[0] for own in forms):
         fix = "List the factories so that each process gets the same ones: [a, b, a, b] for two processes, say."
         raise EnsembleKDError("mesh", "members of the same architectures in every process", "other ones", fix)
-
-
-def default_objective(members: Sequence[nn.Module], *, newest_only: bool) -> Objective:
-    """Return ``NextItem()`` if all members are causal or return (b, d), ``MaskedItem()`` if none is.
-
-    Raises:
-        EnsembleKDError: some are causal, some read ahead.
-    """
-    causal = [newest_only or bool(getattr(member, "causal", False)) for member in members]
-    if any(causal) and not all(causal):
-        got = f"causal ones, as member {causal.index(True)}, and others, as member {causal.index(False)}"
-        fix = "Pass objective=MaskedItem() to train all of them on masked items."
-        raise EnsembleKDError("objective", "members that read alike", got, fix)
-    return NextItem() if all(causal) else MaskedItem()

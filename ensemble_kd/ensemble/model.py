@@ -24,25 +24,18 @@ from ensemble_kd.ensemble.contract import (
     check_vocabulary,
     probe,
 )
+from ensemble_kd.ensemble.defaults import check_losses, default_losses, default_objective
 from ensemble_kd.ensemble.item_loss import ItemLoss, Mutual
 from ensemble_kd.ensemble.mixing import (
     check_outputs,
     check_places,
     common_sizes,
-    default_objective,
 )
 from ensemble_kd.ensemble.packing import Packed, pack
 from ensemble_kd.ensemble.scoring import Scoring
 from ensemble_kd.ensemble.step import Step, training_step
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import (
-    AP,
-    CCL,
-    ICL,
-    KD,
-    Loss,
-    terms_by_name,
-)
+from ensemble_kd.losses import Loss
 from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import Backend, Factories, Heads, build_members, check_modules, duplicate, factories_of, stack
 
@@ -165,6 +158,7 @@ class EnsembleKD(Scoring):
         first = self.place.own_members(len(factories)).start
         heads = partial(Heads, len(members), d=self.widths, seed=seed, like=outs[0], first=first)
         self.item_classifier = heads(classes=self.num_items, stream=1, tied=self.tied_name is not None)
+        self.start_uniform(len(members), self.item_classifier.bias)
         if item_attributes is not None:
             self.attribute_classifier = heads(classes=item_attributes.num_attributes, stream=2, tied=False)
 
@@ -194,12 +188,7 @@ class EnsembleKD(Scoring):
 
     @losses.setter
     def losses(self, losses: Loss | Literal[0]) -> None:
-        if "ap" in terms_by_name(losses) and self.item_attributes is None:
-            fix = "Pass item_attributes, or leave AP out of losses."
-            raise EnsembleKDError("losses", "item_attributes, which AP needs", "none", fix)
-        if "ccl" in terms_by_name(losses) and len(set(self.widths)) > 1:
-            fix = "Give the encoders equal widths, or leave CCL out; ICL compares each member with itself alone."
-            raise EnsembleKDError("CCL", "members of one width d, whose states can be compared", self.widths, fix)
+        check_losses(losses, with_attributes=self.item_attributes is not None, widths=self.widths)
         self._losses = losses
 
     def __len__(self) -> int:
@@ -314,6 +303,7 @@ class EnsembleKD(Scoring):
         """Return the names of the parameters that get sparse gradients, because the objective samples its negatives.
 
         Examples:
+            >>> from ensemble_kd import NextItem
             >>> from ensemble_kd.encoders import SASRec
             >>> factory = lambda: SASRec(100, d_model=4, max_len=5)
             >>> EnsembleKD(factory, n=2).sparse_tables()
@@ -352,18 +342,6 @@ class EnsembleKD(Scoring):
         alone.item_classifier = self.item_classifier.member(i)
         if self.item_attributes is not None:
             alone.attribute_classifier = self.attribute_classifier.member(i)
+        if self.is_weighted:
+            alone.weigh([1.0], self.temperatures[i : i + 1])
         return alone.train(self.training)
-
-
-def default_losses(*, with_attributes: bool, with_ccl: bool = True) -> Loss:
-    """Return the losses that ``EnsembleKD`` uses if none are given: the weights of the authors' code, except AP's.
-
-    AP at weight 1 (the paper's) made networks on Beauty learn later and no better than at 0.2.
-
-    Examples:
-        >>> default_losses(with_attributes=False)
-        0.01 * ICL(temperature=0.3) + 0.01 * CCL(temperature=0.3) + 0.001 * KD(temperature=0.3)
-    """
-    contrast = ICL(temperature=0.3) + CCL(temperature=0.3) if with_ccl else ICL(temperature=0.3)
-    transfer = 0.01 * contrast + 0.001 * KD(temperature=0.3)
-    return 0.2 * AP() + transfer if with_attributes else transfer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ensemble_kd import serving
 from ensemble_kd.distributed import Place, gather_members, mean_members
 from ensemble_kd.ensemble.contract import check_ids, check_output
+from ensemble_kd.ensemble.weights import Weighted
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
@@ -18,7 +19,7 @@ from ensemble_kd.stacking import Heads, MixedModule, StackedModule, inner_rows
 from ensemble_kd.torch_private import to_device
 
 
-class Scoring(nn.Module):
+class Scoring(Weighted):
     """The part of ``EnsembleKD`` that scores; its constructor sets the attributes."""
 
     encoder: StackedModule | MixedModule
@@ -60,6 +61,9 @@ class Scoring(nn.Module):
         """The device of the weights."""
         return self.item_classifier.bias.device
 
+    def _is_spread(self) -> bool:
+        return self.place.member is not None
+
     def hidden(self, item_ids: Tensor) -> Tensor:
         """Return the hidden states of every member: (b, l) -> (n, b, l, d), or (n, b, d)."""
         item_ids = self._checked("hidden", item_ids, highest=self.mask_token)
@@ -91,14 +95,18 @@ class Scoring(nn.Module):
         return gather_members(logits, self.place)
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Return the mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf."""
+        """Return the mean of the members' next-item logits, Eq. 20: (b, l) -> (b, num_items + 1), column 0 is -inf.
+
+        Members count by ``weights`` / ``temperatures``, see ``weigh``.
+        """
         item_ids = self._checked("forward", item_ids, highest=self.num_items)
         newest = self._newest(item_ids)
         weight, bias = self.classifier_weights()
         with torch.autocast(newest.device.type, enabled=False):
             # The mean of n inner products is one product of concatenated vectors; member by member it needs no copy.
-            mean = bias.mean(dim=0).expand(newest.shape[1], -1)
-            for h, w in zip(newest / len(weight), weight, strict=True):
+            factors = self.factors.to(bias.dtype)
+            mean = (factors[:, None] * bias).mean(dim=0).expand(newest.shape[1], -1)
+            for h, w in zip(factors[:, None, None] * newest / len(weight), weight, strict=True):
                 mean = torch.addmm(mean, h, w.mT)
             mean = mean_members(mean, self.place)
             return nn.functional.pad(mean, (1, 0), value=-torch.inf)
@@ -164,6 +172,8 @@ class Scoring(nn.Module):
                 candidates=candidates,
                 aggregate=aggregate,
                 mean=partial(mean_members, place=self.place),
+                weights=self.weights.to(states.dtype),
+                temperatures=self.temperatures.to(states.dtype),
             )
 
     @torch.no_grad()
@@ -186,12 +196,14 @@ class Scoring(nn.Module):
 
     def joined(self, states: Tensor) -> Tensor:
         """Return all members' states (n, t, d) as one vector each, (t, n d + 1), as ``query_vectors`` does."""
-        return serving.query_vectors(states, self.widths * self.place.member_size)
+        factors = gather_members(self.factors, self.place)
+        return serving.query_vectors(factors[:, None, None] * states, self.widths * self.place.member_size)
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """Return one vector per item, (num_items, n d + 1); row j is item j + 1's. See ``query_vectors``."""
         weight, bias = (gather_members(part, self.place) for part in self.classifier_weights())
+        bias = gather_members(self.factors, self.place)[:, None] * bias
         return serving.item_vectors(weight, bias, self.widths * self.place.member_size)
 
     @torch.no_grad()
@@ -209,7 +221,12 @@ class Scoring(nn.Module):
         states = self._serve(self._checked("uncertainty", item_ids, highest=self.num_items))
         with torch.autocast(states.device.type, enabled=False):
             return serving.uncertainty(
-                states, *self.classifier_weights(), k=k, gather=partial(gather_members, place=self.place)
+                states,
+                *self.classifier_weights(),
+                k=k,
+                gather=partial(gather_members, place=self.place),
+                weights=self.weights.to(states.dtype),
+                temperatures=self.temperatures.to(states.dtype),
             )
 
     def _checked(self, where: str, item_ids: Tensor, *, highest: int) -> Tensor:

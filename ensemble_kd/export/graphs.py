@@ -53,8 +53,9 @@ class Scorer(nn.Module):
         self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
         self.widths = model.widths
         weight, bias = model.classifier_weights()
-        self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", bias.detach().mean(0))
+        factors = model.factors.to(weight.dtype)
+        self.register_buffer("weight", factors[:, None, None] * weight.detach())
+        self.register_buffer("bias", (factors[:, None] * bias.detach()).mean(0))
         self.objective, self.mask_token, self.newest_only = model.objective, model.mask_token, model.newest_only
         self.columns = None if model.max_len is None else model.max_len - model.objective.query_columns
         self.eval()

@@ -125,6 +125,8 @@ def load(
     )
     if not with_ap:
         tensors = {name: t for name, t in tensors.items() if not name.startswith("attribute_classifier.")}
+    if {"weights", "temperatures"} <= tensors.keys():
+        model.weigh(tensors["weights"], tensors["temperatures"])
     _fill(model, tensors)
     if check_settings:
         check_encoder_settings(content["encoder"], model)

@@ -81,6 +81,8 @@ def grow(
     _fill_heads(grown.item_classifier, model.item_classifier, initial)
     if attributes is not None:
         _fill_heads(grown.attribute_classifier, model.attribute_classifier, None)
+    if model.is_weighted:
+        grown.weigh(model.weights, model.temperatures)
     return grown.to(model.device).train(model.training)
 
 

@@ -59,7 +59,9 @@ class Run:
         if not self.parameters:
             fix = "Leave requires_grad of some parameters at True."
             raise EnsembleKDError("fit", "a model with parameters to train", "frozen ones alone", fix)
-        self.loss = SpreadLoss(model, place, tables=model.sparse_tables(), constant=["attribute_table"])
+        self.loss = SpreadLoss(
+            model, place, tables=model.sparse_tables(), constant=["attribute_table", "weights", "temperatures"]
+        )
         self.rows = member_rows(model, self.parameters)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
