@@ -16,8 +16,8 @@ from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.export import load, save
+from ensemble_kd.internal import accelerator_devices
 from ensemble_kd.losses import compile_status
-from ensemble_kd.torch_private import accelerator_devices
 from ensemble_kd.training import fit
 
 EXTRAS = (

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, number
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, number
 
 Pool = Literal["flatten", "mean", "last"]
 Variant = Literal["paper", "reference_code"]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import whole
 
 CUTOFFS = (5, 10)
 METRICS = (*(f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS), "MRR")  # of the paper, and MRR

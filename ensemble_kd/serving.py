@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, shown, whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, shown, whole
 from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]

@@ -24,9 +24,9 @@ from ensemble_kd import EnsembleKD, NextItem
 from ensemble_kd.data import SequenceData
 from ensemble_kd.distributed import Place
 from ensemble_kd.encoders import SASRec
+from ensemble_kd.ensemble import choose_precision
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.losses import scale_transfer
-from ensemble_kd.precision import choose_precision
 from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
 
 

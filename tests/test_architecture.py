@@ -19,16 +19,15 @@ ROOT = Path(__file__).parents[1]
 # A module imports its own room and what rooms of lower levels name. So rooms of one level never import one another.
 LEVELS = """
 errors
-arguments torch_private
-files seeding
+internal
 functional metrics data encoders
 losses objectives stacking distributed serving
-ensemble precision
+ensemble
 evaluation export growing recommending
-training calibration
+training
 distillation presets testing __main__
 """
-INTERNAL = {"arguments", "files", "seeding", "torch_private"}  # for the library alone
+INTERNAL = {"internal"}  # for the library alone
 # Top-level distributions that a module may import at all; extras are imported inside the functions that need them.
 RUNTIME = {"torch", "einops", "numpy", "typing_extensions"}
 USERS = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.arguments import (
+from ensemble_kd.internal import (
     choice,
     is_whole,
     number,

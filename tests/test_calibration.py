@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from ensemble_kd import EnsembleKD, fit
-from ensemble_kd.calibration import calibrate, calibration_error
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import GRU4Rec, SASRec
-from ensemble_kd.evaluation import evaluate
+from ensemble_kd.evaluation import calibrate, calibration_error, evaluate
 
 V = 80
 DATA = synthetic(num_users=150, num_items=V)
@@ -75,7 +74,7 @@ def test_no_other_weights_are_better(trained: EnsembleKD) -> None:
 
 def test_order_is_kept_if_the_best_weights_rank_worse(trained: EnsembleKD, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then a common temperature alone is fitted."""
-    import ensemble_kd.calibration as module
+    import ensemble_kd.evaluation.calibration as module
 
     def ranked(model: EnsembleKD, *args: object, **options: object) -> object:
         found = evaluate(model, DATA, "valid")

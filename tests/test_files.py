@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.files import (
+from ensemble_kd.internal import (
     append,
     load,
     replacing,
@@ -105,7 +105,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from ensemble_kd.files import append, load, replacing, save, sync
+from ensemble_kd.internal.files import append, load, replacing, save, sync
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with replacing(Path(sys.argv[1])) as file:
@@ -148,7 +148,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_the_older_file(tmp_path: Path) -> None:
     write(tmp_path / "a", b"older")
     code = (
-        "import os, signal, sys; from pathlib import Path; from ensemble_kd.files import replacing\n"
+        "import os, signal, sys; from pathlib import Path; from ensemble_kd.internal.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -249,7 +249,7 @@ def test_swapped_and_foreign_ends_are_found(tmp_path: Path) -> None:
 
 
 def test_large_files_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble_kd.files.PIECE", 7)
+    monkeypatch.setattr("ensemble_kd.internal.files.PIECE", 7)
     save(tmp_path / "a", CONTENT)
     assert same(load(tmp_path / "a"), CONTENT)
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import EnsembleKD, EnsembleKDError, precision
+from ensemble_kd import EnsembleKD, EnsembleKDError
 from ensemble_kd.distributed import Place
 from ensemble_kd.encoders import SASRec
+from ensemble_kd.ensemble import choose_precision, precision, speedup
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.precision import choose_precision, speedup
 from tests.training.runs import DATA, V, sasrec, train
 
 CPU = torch.device("cpu")

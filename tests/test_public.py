@@ -16,9 +16,6 @@ SURFACE = {
     "": """
         AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
     """,
-    "calibration": """
-        calibrate Calibration calibration_error Quality
-    """,
     "data": """
         AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
         read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary
@@ -36,14 +33,15 @@ SURFACE = {
         BERT4Rec Caser from_huggingface GRU4Rec right_padded SASRec
     """,
     "ensemble": """
-        Attributes check_catalogue check_output checksum Classifier default_losses EnsembleKD fingerprint ItemLoss
-        Mutual probe size_of Step Weighting without_addresses
+        Attributes check_catalogue check_output checksum choose_precision Chosen Classifier default_losses EnsembleKD
+        fingerprint ItemLoss Mutual Precision probe size_of speedup Step Weighting without_addresses
     """,
     "errors": """
         EnsembleKDError first_line import_extra
     """,
     "evaluation": """
-        evaluate evaluate_popularity Evaluation Exclude LONGEST protocol table TILE_BYTES
+        calibrate Calibration calibration_error evaluate evaluate_popularity Evaluation Exclude LONGEST protocol Quality
+        table TILE_BYTES
     """,
     "export": """
         load save Scorer to_onnx to_program
@@ -64,9 +62,6 @@ SURFACE = {
     """,
     "objectives": """
         Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects
-    """,
-    "precision": """
-        choose_precision Chosen Precision speedup
     """,
     "presets": """
         paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT

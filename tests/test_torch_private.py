@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ensemble_kd.seeding import seeded
-from ensemble_kd.torch_private import accelerator_devices
+from ensemble_kd.internal import accelerator_devices, seeded
 
 
 def no_driver() -> None:
@@ -21,7 +20,7 @@ def test_a_cuda_build_without_a_driver(function: str, monkeypatch: pytest.Monkey
 
 
 def test_seeded_on_a_machine_without_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble_kd.seeding.accelerator_devices", lambda: ("cuda", range(0)))
+    monkeypatch.setattr("ensemble_kd.internal.seeding.accelerator_devices", lambda: ("cuda", range(0)))
     before = torch.get_rng_state()
     with seeded(1):
         first = torch.rand(3)

@@ -10,10 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import is_whole, shown, whole
-from ensemble_kd.data.columns import Table, column, ids_of, missing, values
+from ensemble_kd.data.columns import (
+    Table,
+    column,
+    ids_of,
+    missing,
+    values,
+)
 from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import is_whole, shown, whole
 
 _WIDE_ENTRIES = 50_000_000
 _WIDE_RATIO = 8

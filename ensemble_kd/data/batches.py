@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import shown, whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import shown, whole
 
 
 class BatchPlan:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.data.mapped import MappedWindows
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import whole
 
 TOGETHER = 16  # blocks that a process reads and shuffles at a time
 

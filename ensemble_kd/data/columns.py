@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ensemble_kd.arguments import number, shown
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import number, shown
 
 Table: TypeAlias = Any  # pandas.DataFrame, polars.DataFrame, pyarrow.Table, a dict of lists or arrays
 Times: TypeAlias = np.ndarray[Any, Any]

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, shown
 from ensemble_kd.data.columns import Times, moment
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, shown
 
 Named: TypeAlias = Literal["last", "none"]
 NAMES: dict[str, str] = {"last": "leave-one-out", "none": "nothing held out"}  # in the words of a protocol

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.holdout import NAMES, Named, held
 from ensemble_kd.data.opening import open_sequences
@@ -21,6 +20,7 @@ from ensemble_kd.data.ragged import window_spans
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.data.splits import Split
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, whole
 
 BLOCK = 1 << 16  # interactions that are read together
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, whole
 
 Repeats: TypeAlias = Literal["drop", "keep"]
 _Ints: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]

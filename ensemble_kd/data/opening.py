@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ensemble_kd.arguments import shown, whole
 from ensemble_kd.data.rows import MIN_ITEMS, MOST_ITEMS
 from ensemble_kd.data.writing import ABOUT, sealed
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import shown, whole
 
 ATTEMPTS = 3  # while another process puts new sequences into the folder
 CHUNK = 1 << 20  # offsets that are compared together

@@ -12,16 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import shown, whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.columns import Table, ids_of, times_of
-from ensemble_kd.data.holdout import AtTime, Cuts, Holdout, Named, cuts_at, least_items
+from ensemble_kd.data.holdout import (
+    AtTime,
+    Cuts,
+    Holdout,
+    Named,
+    cuts_at,
+    least_items,
+)
 from ensemble_kd.data.numbering import Repeats, number
 from ensemble_kd.data.ragged import keep_last
 from ensemble_kd.data.rows import MOST_ITEMS, as_row
 from ensemble_kd.data.splits import Splits
 from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import shown, whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)

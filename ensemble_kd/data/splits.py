@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data.holdout import Cuts, Holdout, cuts_of
 from ensemble_kd.data.ragged import keep_first, left_padded, sliding_windows
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, whole
 
 Split: TypeAlias = Literal["train", "valid", "test", "all"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.rows import MIN_ITEMS
 from ensemble_kd.data.sequences import SequenceData
+from ensemble_kd.internal import whole
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-from ensemble_kd.arguments import choice, shown
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, shown
 
 Unknown: TypeAlias = Literal["error", "drop"]
 UNKNOWN: tuple[Unknown, ...] = ("error", "drop")

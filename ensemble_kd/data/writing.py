@@ -13,10 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.data.rows import MOST_ITEMS, as_row
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.files import replacing, sync_folder
+from ensemble_kd.internal import replacing, sync_folder, whole
 
 ABOUT, PART = "about.json", "writing"
 ITEMS, OFFSETS = "items-{}.int32", "offsets-{}.int64"

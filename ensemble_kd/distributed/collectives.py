@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ensemble_kd.distributed.place import Place
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.torch_private import sparse_parts
+from ensemble_kd.internal import sparse_parts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ensemble_kd.distributed.collectives import mean_sparse
 from ensemble_kd.distributed.place import Place
-from ensemble_kd.torch_private import keep_out_of_data_parallel
+from ensemble_kd.internal import keep_out_of_data_parallel
 
 
 class SpreadLoss:

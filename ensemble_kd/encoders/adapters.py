@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import choice, is_whole, whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, is_whole, whole
 
 Positions = Literal["last", "all"]
 

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import number, whole
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.torch_private import is_vmap_slice, view_as_int16
+from ensemble_kd.internal import is_vmap_slice, number, view_as_int16, whole
 
 # Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
 # so that a row with nothing to attend to gives a mean instead of a NaN.

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import choice
 from ensemble_kd.encoders.parts import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
+from ensemble_kd.internal import choice
 
 
 class CausalBlock(nn.Module):

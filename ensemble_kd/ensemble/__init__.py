@@ -11,22 +11,27 @@ from ensemble_kd.ensemble.defaults import default_losses
 from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addresses
 from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
 from ensemble_kd.ensemble.model import EnsembleKD
+from ensemble_kd.ensemble.precision import Chosen, Precision, choose_precision, speedup
 from ensemble_kd.ensemble.step import Step
 
 __all__ = [
     "Attributes",
+    "Chosen",
     "Classifier",
     "EnsembleKD",
     "ItemLoss",
     "Mutual",
+    "Precision",
     "Step",
     "Weighting",
     "check_catalogue",
     "check_output",
     "checksum",
+    "choose_precision",
     "default_losses",
     "fingerprint",
     "probe",
     "size_of",
+    "speedup",
     "without_addresses",
 ]

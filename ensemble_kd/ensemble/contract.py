@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import get_protocol_members
 
-from ensemble_kd.arguments import is_whole, shown
 from ensemble_kd.data import Vocabulary
 from ensemble_kd.errors import EnsembleKDError, first_line
+from ensemble_kd.internal import is_whole, shown
 from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import MixedModule, StackedModule
 

@@ -8,7 +8,14 @@ from typing import Literal
 from torch import nn
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss, terms_by_name
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    Loss,
+    terms_by_name,
+)
 from ensemble_kd.objectives import MaskedItem, NextItem, Objective
 
 

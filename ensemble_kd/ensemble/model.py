@@ -26,18 +26,23 @@ from ensemble_kd.ensemble.contract import (
 )
 from ensemble_kd.ensemble.defaults import check_losses, default_losses, default_objective
 from ensemble_kd.ensemble.item_loss import ItemLoss, Mutual
-from ensemble_kd.ensemble.mixing import (
-    check_outputs,
-    check_places,
-    common_sizes,
-)
+from ensemble_kd.ensemble.mixing import check_outputs, check_places, common_sizes
 from ensemble_kd.ensemble.packing import Packed, pack
 from ensemble_kd.ensemble.scoring import Scoring
 from ensemble_kd.ensemble.step import Step, training_step
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses import Loss
 from ensemble_kd.objectives import Objective
-from ensemble_kd.stacking import Backend, Factories, Heads, build_members, check_modules, duplicate, factories_of, stack
+from ensemble_kd.stacking import (
+    Backend,
+    Factories,
+    Heads,
+    build_members,
+    check_modules,
+    duplicate,
+    factories_of,
+    stack,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ensemble_kd.functional import Pool, pool_sequence
-from ensemble_kd.torch_private import to_device
+from ensemble_kd.internal import to_device
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from ensemble_kd.distributed import Place, gather_members, mean_members
 from ensemble_kd.ensemble.contract import check_ids, check_output
 from ensemble_kd.ensemble.weights import Weighted
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import to_device
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Heads, MixedModule, StackedModule, inner_rows
-from ensemble_kd.torch_private import to_device
 
 
 class Scoring(Weighted):

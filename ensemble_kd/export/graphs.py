@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
-from ensemble_kd.files import replacing
-from ensemble_kd.torch_private import onnx_fixes_recurrent_batches
+from ensemble_kd.internal import onnx_fixes_recurrent_batches, replacing, whole
 
 EXAMPLE = (2, 3)  # of batch and length: neither 0 nor 1, which exporters take for constants
 

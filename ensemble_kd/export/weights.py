@@ -24,7 +24,7 @@ from ensemble_kd.export.configuration import (
     objective_of,
     to_json,
 )
-from ensemble_kd.files import replacing
+from ensemble_kd.internal import replacing
 from ensemble_kd.objectives import Objective
 
 CONFIGURATION, CHECKSUM = "ensemble_kd", "checksum"  # keys of the file's metadata

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.growing.rows import Initial, grown_rows
-from ensemble_kd.torch_private import own_buffers, own_parameters
+from ensemble_kd.internal import own_buffers, own_parameters
 
 COUNTS = {"num_items": 0, "n_items": 1, "num_embeddings": 2}  # attributes that count items -> rows besides the items
 

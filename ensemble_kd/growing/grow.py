@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble_kd.arguments import is_whole, shown
 from ensemble_kd.data import AnySequences, MappedSequences, SequenceData, Vocabulary
 from ensemble_kd.ensemble import Attributes, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.growing.encoders import extend, fill_larger
 from ensemble_kd.growing.rows import Initial, initial_rows
-from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.internal import is_whole, member_seed, seeded, shown
 from ensemble_kd.stacking import Factories, Heads, factories_of
 
 

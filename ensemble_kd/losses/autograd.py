@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import whole
 from ensemble_kd.losses.formula import Formula, Networks, Plan
 from ensemble_kd.losses.tiles import walk
 

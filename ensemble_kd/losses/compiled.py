@@ -9,8 +9,8 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
+from ensemble_kd.internal import mark_dynamic
 from ensemble_kd.losses.formula import Formula, Tile
-from ensemble_kd.torch_private import mark_dynamic
 
 _COMPILE_FROM = 1 << 22  # elements of all logits of a call: below, a training run hardly earns the compilation back
 

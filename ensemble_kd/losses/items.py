@@ -20,8 +20,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, number
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, number
 from ensemble_kd.losses.autograd import tiled_losses
 from ensemble_kd.losses.formula import Networks, Tile, add_softmax
 from ensemble_kd.losses.row_kernel import row_kernel

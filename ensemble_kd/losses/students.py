@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import number
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import number
 from ensemble_kd.losses.autograd import tiled_losses
 from ensemble_kd.losses.formula import Networks, add_softmax
 from ensemble_kd.losses.items import ItemLosses

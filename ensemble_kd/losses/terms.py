@@ -13,9 +13,9 @@ from typing import ClassVar, Literal, get_args
 
 from typing_extensions import override
 
-from ensemble_kd.arguments import choice, number
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
+from ensemble_kd.internal import choice, number
 from ensemble_kd.losses.items import Between
 
 Need = Literal["anchor", "views", "logits", "attributes"]

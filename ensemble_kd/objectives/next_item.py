@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import ratio, whole
+from ensemble_kd.internal import ratio, whole
 from ensemble_kd.objectives.candidates import sampled
 from ensemble_kd.objectives.positions import flat_targets, mask_positions, masked, newest_columns
 from ensemble_kd.objectives.protocol import Draw

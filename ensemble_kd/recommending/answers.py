@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, shown, whole
 from ensemble_kd.data import AnySequences, SequenceData, Unknown, Vocabulary
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, shown, whole
 from ensemble_kd.recommending.named import NamedRecommendations
 from ensemble_kd.serving import Aggregate
 

@@ -13,8 +13,15 @@ from torch import Tensor
 from ensemble_kd.data import AnySequences, Unknown
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError, import_extra
-from ensemble_kd.files import replacing
-from ensemble_kd.recommending.answers import answers, check_known, names_of, question, translation, user_names_of
+from ensemble_kd.internal import replacing
+from ensemble_kd.recommending.answers import (
+    answers,
+    check_known,
+    names_of,
+    question,
+    translation,
+    user_names_of,
+)
 from ensemble_kd.serving import Aggregate
 
 

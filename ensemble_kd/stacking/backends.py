@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.torch_private import is_transformed, own_buffers, without_fast_path
+from ensemble_kd.internal import is_transformed, own_buffers, without_fast_path
 
 Backend = Literal["auto", "vmap", "loop"]
 

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.seeding import member_seed, seeded
-from ensemble_kd.torch_private import own_buffers, own_parameters
+from ensemble_kd.internal import member_seed, own_buffers, own_parameters, seeded, whole
 
 Factory = Callable[[], nn.Module]
 Factories = Factory | Sequence[Factory] | Mapping[Factory, int]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.internal import member_seed, seeded
 
 INIT_STD = 0.02  # as BERT4Rec; a classifier that starts near zero starts near the uniform distribution
 

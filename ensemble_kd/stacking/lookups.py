@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ensemble_kd.internal import is_vmap_slice
 from ensemble_kd.stacking.stack import StackedModule
 from ensemble_kd.stacking.templates import LookUp
-from ensemble_kd.torch_private import is_vmap_slice
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:

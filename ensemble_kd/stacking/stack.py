@@ -14,9 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.arguments import choice
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.seeding import seeded
+from ensemble_kd.internal import choice, is_batch_norm, own_buffers, seeded
 from ensemble_kd.stacking.backends import (
     Backend,
     call_all,
@@ -28,7 +27,6 @@ from ensemble_kd.stacking.build import check_members, leave_weightless
 from ensemble_kd.stacking.templates import Reader, Templates
 from ensemble_kd.stacking.tree import fill, stack_into, values_of
 from ensemble_kd.stacking.trial import Trial, seconds_of, vmap_obstacle
-from ensemble_kd.torch_private import is_batch_norm, own_buffers
 
 
 class StackedModule(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.torch_private import own_buffers, own_children, own_parameters, unsaved_buffers
+from ensemble_kd.internal import own_buffers, own_children, own_parameters, unsaved_buffers
 
 
 def stack_into(root: nn.Module, members: Sequence[nn.Module]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import first_line
-from ensemble_kd.seeding import seeded
+from ensemble_kd.internal import seeded
 from ensemble_kd.stacking.backends import call_all, call_each
 from ensemble_kd.stacking.templates import Templates
 

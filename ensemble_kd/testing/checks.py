@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from ensemble_kd.ensemble import check_output, probe
 from ensemble_kd.errors import EnsembleKDError, first_line
-from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.internal import dropout_rate, member_seed, seeded
 from ensemble_kd.stacking import build_members, duplicate
 from ensemble_kd.testing.subject import Subject, difference
-from ensemble_kd.torch_private import dropout_rate
 
 
 class NotApplicableError(Exception):

@@ -10,9 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.errors import EnsembleKDError, first_line
-from ensemble_kd.seeding import seeded
+from ensemble_kd.internal import seeded, whole
 from ensemble_kd.testing.checks import (
     BASIC,
     COMPARING,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.ensemble import EnsembleKD, size_of
+from ensemble_kd.internal import seeded
 from ensemble_kd.objectives import MaskedItem, NextItem
-from ensemble_kd.seeding import seeded
 from ensemble_kd.stacking import StackedModule, build_members, duplicate
 
 TOLERANCE = 1e-4  # of a relative difference in float32; faults are far above it, rounding is far below

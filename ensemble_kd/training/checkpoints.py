@@ -19,7 +19,7 @@ from ensemble_kd.distributed import (
 )
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.seeding import random_state, set_random_state
+from ensemble_kd.internal import random_state, set_random_state
 from ensemble_kd.training.fingerprint import check_same_run
 from ensemble_kd.training.folder import BEST, LAST
 from ensemble_kd.training.state import (

@@ -11,10 +11,9 @@ from os import PathLike
 
 from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual, Precision
 from ensemble_kd.evaluation import Exclude
-from ensemble_kd.precision import Precision
-from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.internal import member_seed, seeded
 from ensemble_kd.training.run import Run
 from ensemble_kd.training.schedules import Cosine, Schedule
 from ensemble_kd.training.settings import Callback, Metric, Settings

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import number
 from ensemble_kd.distributed import beside, whole
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.torch_private import sparse_parts
+from ensemble_kd.internal import number, sparse_parts
 
 _MERGED = "merged_parts"  # attribute of a gradient whose rows are merged: how many parts it had then
 

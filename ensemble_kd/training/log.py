@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.files import append, replacing, sync
+from ensemble_kd.internal import append, replacing, sync
 from ensemble_kd.training.folder import LOG
 from ensemble_kd.training.settings import Callback
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemble_kd.torch_private import sparse_parts
+from ensemble_kd.internal import sparse_parts
 from ensemble_kd.training.gradients import merge_rows
 
 

@@ -18,10 +18,9 @@ from ensemble_kd.distributed import (
     gather_members,
     gather_objects,
 )
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import Chosen, EnsembleKD, choose_precision
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.precision import Chosen, choose_precision
-from ensemble_kd.torch_private import to_device
+from ensemble_kd.internal import to_device
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ensemble_kd.arguments import number, ratio, whole
+from ensemble_kd.internal import number, ratio, whole
 
 
 class Schedule(Protocol):

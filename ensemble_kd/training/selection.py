@@ -9,12 +9,11 @@ import torch
 
 from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place, gather_objects
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import Chosen, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.internal import seeded
 from ensemble_kd.metrics import METRICS
-from ensemble_kd.precision import Chosen
-from ensemble_kd.seeding import seeded
 from ensemble_kd.training.settings import Settings
 from ensemble_kd.training.state import Rows
 

@@ -9,13 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
-from ensemble_kd.arguments import choice, number, whole
 from ensemble_kd.data import AnySequences
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Precision
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude
+from ensemble_kd.internal import choice, number, whole
 from ensemble_kd.metrics import metric_named
-from ensemble_kd.precision import Precision
 from ensemble_kd.training.schedules import Schedule
 
 Callback = Callable[[Mapping[str, Any]], None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.files import load, save
+from ensemble_kd.internal import load, save
 from ensemble_kd.training.conform import conform, plain
 
 Rows = dict[str, dict[str, float]]  # scorer -> metric -> value

@@ -15,8 +15,9 @@ import ensemble_kd.training.gradients as gradients
 from ensemble_kd import EnsembleKDError, fit
 from ensemble_kd.data import MappedSequences, write_sequences
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.losses import compiled, item_losses
+from ensemble_kd.losses import item_losses
 from ensemble_kd.stacking import take_rows
+from ensemble_kd.testing.checks import compiled
 from tests.device import cases, simulated
 
 pytestmark = pytest.mark.device

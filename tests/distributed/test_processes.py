@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ensemble_kd import files
+from ensemble_kd.internal import files
 from tests.distributed.worker import MESHES, cases
 from tests.training.runs import assert_same_checkpoint, log_of
 

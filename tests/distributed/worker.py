@@ -26,7 +26,6 @@ from ensemble_kd import (
     EnsembleKDError,
     MaskedItem,
     NextItem,
-    files,
     fit,
 )
 from ensemble_kd.data import MappedSequences, synthetic, write_sequences
@@ -36,6 +35,7 @@ from ensemble_kd.distributed import whole as whole_of
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.export import save
+from ensemble_kd.internal import files
 from ensemble_kd.training import StepDecay, clip_members_
 
 V, N = 19, 4

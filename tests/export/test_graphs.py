@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ensemble_kd import EnsembleKD, EnsembleKDError, NextItem
 from ensemble_kd.export import Scorer, to_onnx, to_program
-from ensemble_kd.torch_private import onnx_fixes_recurrent_batches
+from ensemble_kd.internal import onnx_fixes_recurrent_batches
 from tests.export.models import ENCODERS, LENGTH, V, ensemble, inputs
 
 SHAPES = [(1, 1), (2, 3), (5, 4), (3, LENGTH - 1), (1, LENGTH + 3)]  # the last: more than the encoder reads

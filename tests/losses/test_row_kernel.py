@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from ensemble_kd.losses import compile_status, compiled, item_losses, row_kernel
+from ensemble_kd.losses import compile_status, item_losses
+from ensemble_kd.losses.row_kernel import row_kernel
+from ensemble_kd.testing.checks import compiled
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs the extra triton")

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import AP, CCL, ICL, KD, Loss
+from ensemble_kd.losses import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    Loss,
+)
 from ensemble_kd.objectives import MaskedItem, NextItem, Objective
 from tests.spec import reference
 from tests.spec.test_identities import ITEMS, TABLE, Attributes, Last, Running

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.losses import KD, ItemLosses, Spread, item_losses, sampled_item_losses
+from ensemble_kd.losses import (
+    KD,
+    ItemLosses,
+    Spread,
+    item_losses,
+    sampled_item_losses,
+)
 from tests.spec import reference
 from tests.spec.strategies import Classified, classified
 from tests.spec.test_identities import Identity, agree, close, differentiable, eager, fused_total

@@ -25,11 +25,11 @@ from ensemble_kd import (
     NextItem,
 )
 from ensemble_kd.encoders import from_huggingface, right_padded
+from ensemble_kd.internal import is_vmap_slice
 from ensemble_kd.stacking import Backend, StackedModule, build_members
 from ensemble_kd.stacking.backends import decide
 from ensemble_kd.stacking.tree import values_of
 from ensemble_kd.stacking.trial import Trial, seconds_of
-from ensemble_kd.torch_private import is_vmap_slice
 
 pytestmark = [
     # Operations without a batching rule run under vmap one by one: slower, as torch says, and right.

@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.seeding import member_seed, seeded
+from ensemble_kd.internal import member_seed, seeded
 from ensemble_kd.stacking import Heads, StackedModule, build_members, check_members
 
 ROWS, D = 8, 4

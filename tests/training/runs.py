@@ -18,12 +18,12 @@ from ensemble_kd import (
     ICL,
     KD,
     EnsembleKD,
-    files,
     fit,
 )
 from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.internal import files
 from ensemble_kd.training import Cosine, FitResult
 
 V = 60

@@ -17,12 +17,12 @@ from ensemble_kd import (
     EnsembleKDError,
     MaskedItem,
     NextItem,
-    files,
     fit,
 )
 from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
+from ensemble_kd.internal import files
 from tests.training.runs import (
     DATA,
     STEPS,

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from ensemble_kd import EnsembleKDError, files
+from ensemble_kd import EnsembleKDError
 from ensemble_kd.distributed import Place
+from ensemble_kd.internal import files
 from ensemble_kd.training.folder import claimed, locked
 from tests.training.runs import sasrec, train
 from tests.training.test_resume import Killed

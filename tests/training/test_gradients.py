@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import EnsembleKD, EnsembleKDError, files
+from ensemble_kd import EnsembleKD, EnsembleKDError
 from ensemble_kd.encoders import SASRec
+from ensemble_kd.internal import files
 from ensemble_kd.training import FitResult, clip_members_
 from tests.training.runs import (
     STEPS,

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, NextItem, fit
+from ensemble_kd import (
+    AP,
+    CCL,
+    ICL,
+    KD,
+    EnsembleKD,
+    NextItem,
+    fit,
+)
 from ensemble_kd.data import synthetic
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import Caser, GRU4Rec, SASRec

@@ -20,11 +20,11 @@ from ensemble_kd import (
     EnsembleKD,
     EnsembleKDError,
     NextItem,
-    files,
     fit,
 )
 from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import SASRec
+from ensemble_kd.internal import files
 from ensemble_kd.losses import tiles
 from ensemble_kd.testing.checks import compiled as compiling
 from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_kd import EnsembleKDError, files
-from ensemble_kd.seeding import random_state, set_random_state
+from ensemble_kd import EnsembleKDError
+from ensemble_kd.internal import files, random_state, set_random_state
 from ensemble_kd.training.state import BestState, RunState, read_state, write_state
 from tests.training.runs import assert_same_checkpoint, sasrec, train
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ensemble_kd.arguments import shown
 from ensemble_kd.data.attributes import ItemAttributes, far_ahead
 from ensemble_kd.data.rows import MIN_ITEMS
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import shown
 
 MOST_DIGITS = 18  # of a number that fits into 64 bits
 OTHER_LAYOUTS = {  # a sign of another layout -> the way out

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_kd.arguments import whole
-from ensemble_kd.torch_private import accelerator_devices
+from ensemble_kd.internal.arguments import whole
+from ensemble_kd.internal.torch_private import accelerator_devices
 
 
 def member_seed(seed: int, member: int, stream: int = 0) -> int:

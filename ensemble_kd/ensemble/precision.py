@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ensemble_kd.arguments import choice
 from ensemble_kd.distributed import Place, agree
+from ensemble_kd.internal import choice
 from ensemble_kd.losses import item_losses
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.arguments import whole
 from ensemble_kd.data import SequenceData
 from ensemble_kd.ensemble import EnsembleKD
-from ensemble_kd.evaluation import LONGEST, TILE_BYTES, Exclude, evaluate
+from ensemble_kd.evaluation.ranking import LONGEST, TILE_BYTES, Exclude, evaluate
+from ensemble_kd.internal import whole
 
 _METRIC = "NDCG@10"
 _BINS = 15  # of the expected calibration error

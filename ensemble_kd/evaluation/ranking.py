@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ensemble_kd.arguments import choice, whole
 from ensemble_kd.data import AnySequences, SequenceData, Split, left_padded
 from ensemble_kd.distributed import (
     Place,
@@ -19,10 +18,10 @@ from ensemble_kd.distributed import (
     sum_members_,
     sum_rows,
 )
-from ensemble_kd.ensemble import EnsembleKD, check_catalogue
+from ensemble_kd.ensemble import Chosen, EnsembleKD, Precision, check_catalogue, choose_precision
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import choice, whole
 from ensemble_kd.metrics import METRICS, metric_named, metric_row, ranks
-from ensemble_kd.precision import Chosen, Precision, choose_precision
 
 Exclude = Literal["none", "window", "history"]
 TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of scores: about the last-level cache's share
