@@ -18,3 +18,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(theirs) < len(items):
         config.hook.pytest_deselected(items=theirs)
         items[:] = [item for item in items if item not in theirs]
+    elif theirs:
+        from tests.device import simulated
+
+        simulated.register()

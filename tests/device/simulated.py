@@ -263,8 +263,8 @@ class _Module(backend_registration._DummyBackendModule):
         return True
 
 
-def _register() -> None:
-    """Register the device once per process; without ``device()`` there are none of its kind."""
+def register() -> None:
+    """Register the device, before any backward pass of the process; without ``device()`` there are none of its kind."""
     if _library:
         return
     hooks = type("Hooks", (backend_registration._DummyPrivateUse1Hook,), {"is_available": lambda _: _active})
@@ -298,7 +298,7 @@ def _autocast(name: str, dtype: torch.dtype | None) -> Callable[..., Any]:
 def device() -> Iterator[Log]:
     """Have one simulated accelerator within the block; yields the log of what it waited for, empty at the start."""
     global _active
-    _register()
+    register()
     LOG.clear()
     pin = Tensor.pin_memory
     Tensor.pin_memory = lambda x, *_: x  # type: ignore[method-assign]
