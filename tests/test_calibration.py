@@ -32,6 +32,7 @@ def trained() -> EnsembleKD:
     return model.double().eval()
 
 
+@torch.no_grad()
 def log_loss(model: EnsembleKD) -> float:
     p = model(DATA.inputs("valid", 8))[:, 1:].softmax(dim=1)
     return float(-p[torch.arange(len(p)), DATA.target("valid") - 1].log().mean())
@@ -49,7 +50,7 @@ def test_calibrated_probabilities_are_better(trained: EnsembleKD) -> None:
     assert found.after.ndcg >= ndcg
     assert found.after.calibration_error < found.before.calibration_error
     assert trained.weights.mean() == pytest.approx(1.0)
-    assert float(trained.weights[2]) < 0.3
+    assert float(trained.factors[2]) < 0.2 * float(trained.factors.max())
     assert str(found).splitlines()[2].split() == ["uniform", "now"]
     again = calibrate(trained, DATA)
     torch.testing.assert_close(again.weights, found.weights)

@@ -64,8 +64,9 @@ def calibrate(
     """Fit a weight and a temperature per member on held-out targets, and set them in the model with ``weigh``.
 
     Afterwards ``model(ids)[:, 1:].softmax(1)`` is calibrated, and scores, recommendations, vectors and exports count
-    the members by their weights. On the split neither the log loss nor NDCG@10 is worse than with uniform weights: if
-    the best weights lower NDCG@10, only a common temperature is fitted, which changes no order.
+    the members by weight / temperature: one that knows little has a high temperature. On the split neither the log loss
+    nor NDCG@10 is worse than with uniform weights: if the best weights lower NDCG@10, only a common temperature is
+    fitted, which changes no order.
 
     Args:
         model: trained, with all its members in this process.
