@@ -166,8 +166,8 @@ class Peers:
         return self.spread is None
 
     def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
-        """Return ``tile`` as one kernel on CUDA."""
-        if self.spread is not None:
+        """Return ``tile`` as one kernel on CUDA, which knows KD between all members alone."""
+        if self.spread is not None or self.between != "all":
             return None
         return row_kernel(self.temperature, self.with_kd, product=product, dtype=dtype, device=device)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import ensemble_kd.losses.compiled as compiled
 import ensemble_kd.training.gradients as gradients
 from ensemble_kd import EnsembleKDError, fit
 from ensemble_kd.data import MappedSequences, write_sequences
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.losses import item_losses
 from ensemble_kd.stacking import take_rows
-from ensemble_kd.testing.checks import compiled
 from tests.device import cases, simulated
 
 pytestmark = pytest.mark.device

@@ -7,9 +7,9 @@ import os
 
 import torch
 
+import ensemble_kd.losses.row_kernel as row_kernel
 from ensemble_kd.losses import compile_status, item_losses
 from ensemble_kd.losses.items import Peers
-from ensemble_kd.losses.row_kernel import row_kernel
 
 CASES = list(itertools.product((1, 2, 3, 8), (1.0, 0.3, 2.5), (True, False), (torch.float32, torch.bfloat16)))
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+import ensemble_kd.losses.compiled as compiled
+import ensemble_kd.losses.row_kernel as row_kernel
 from ensemble_kd.losses import compile_status, item_losses
-from ensemble_kd.losses.row_kernel import row_kernel
-from ensemble_kd.testing.checks import compiled
+from ensemble_kd.losses.items import Peers
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs the extra triton")
@@ -69,3 +70,12 @@ def test_without_cuda_there_is_none() -> None:
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.float64)):
         options: dict[str, Any] = {"product": torch.bfloat16, "dtype": dtype, "device": torch.device(device)}
         assert row_kernel.row_kernel(1.0, True, **options) is None
+
+
+def test_kd_between_some_members_alone_is_left_to_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_kernel, "_DEVICES", {"cpu"})
+    monkeypatch.setattr(row_kernel, "_failed", False)
+    monkeypatch.setattr(row_kernel, "find_spec", lambda _: object())
+    options: dict[str, Any] = {"product": torch.float32, "dtype": torch.float32, "device": torch.device("cpu")}
+    assert Peers(1.0, True).kernel(**options) is not None
+    assert Peers(1.0, True, between="same", kinds=(0, 0, 1)).kernel(**options) is None
