@@ -1,21 +1,26 @@
-"""The cost of n members: the encoders of a training step, forward and backward, backend by backend.
+"""The cost of n members: encoders of a training step, forward and backward, by backend; and of a mixed ensemble.
 
 "alone" is one plain module, "separate" n of them in turn: what an ensemble costs without this library. The inputs are
-those of a step on Beauty with two views and the anchor.
+those of a step on Beauty with two views and the anchor. For SASRec, GRU4Rec and Caser in one ensemble, a whole training
+step is compared with those of three models of one member each, in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import recipes
 from benchmarks.common import Row, Step, beauty, interleaved, sig
-from ensemble_kd import EnsembleKD
+from ensemble_kd import KD, EnsembleKD
+from ensemble_kd.data import SequenceData
+from ensemble_kd.encoders import Caser, GRU4Rec, SASRec
 from ensemble_kd.errors import first_line
+from ensemble_kd.losses import Loss
 from ensemble_kd.stacking import StackedModule
 
 VIEWS = 3  # two masked ones and the anchor, in one call
@@ -98,6 +103,33 @@ def chosen_backend(n: int, num_items: int, item_ids: Tensor) -> str:
     return stack.backend_for(item_ids)[0]
 
 
+def mixed_rows(data: SequenceData, quick: bool, device: str) -> list[Row]:
+    """Rows: ms of a training step of a mixed ensemble, and of its members' own steps in turn."""
+    v, d, window = data.num_items, 8 if quick else 64, recipes.WINDOW
+    kinds = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "Caser": Caser}
+    factories = [partial(kind, v, d_model=d, max_len=window) for kind in kinds.values()]
+    item_ids = recipes.batch(data, 8 if quick else recipes.BATCH, device)
+
+    def step(*chosen: Callable[[], nn.Module], losses: Loss | Literal[0] = 0) -> Step:
+        return recipes.ensemble_step(EnsembleKD(list(chosen), losses=losses).to(device), item_ids, by_length=True)
+
+    alone = [step(factory) for factory in factories]
+
+    def in_turn() -> None:
+        for each in alone:
+            each()
+
+    steps: dict[str, Step] = {"separate": in_turn, "mixed": step(*factories)}
+    steps["mixed, KD"] = step(*factories, losses=0.001 * KD())
+    found = interleaved(f"members, {' + '.join(kinds)}, d={d}", steps, rounds=2 if quick else 9)
+    separate = found["separate"].median
+    return [
+        {"d": d, "n": len(kinds), "variant": f"{' + '.join(kinds)}, {name}", **times.row()}
+        | {"times_separate": sig(times.median / separate, 3)}
+        for name, times in found.items()
+    ]
+
+
 def run(quick: bool, device: str = "cpu", compiled: bool = False) -> list[Row]:
     """Rows: ms, in units of one member alone, over n separate modules; ``auto`` is what the library would choose."""
     data = beauty(quick)
@@ -118,4 +150,4 @@ def run(quick: bool, device: str = "cpu", compiled: bool = False) -> list[Row]:
             row["times_separate"] = sig(times.median / found["separate"].median, 3)
             rows.append(row | {"auto": "chosen" if name == chosen else None})
         rows += [{"d": d, "n": n, "variant": name, "error": text} for name, text in failed.items()]
-    return rows
+    return rows + mixed_rows(data, quick, device)
