@@ -234,7 +234,9 @@ def uncertainty(
     member.
 
     Args:
-        states, weight, bias: as for ``top_items``.
+        states: (n, b, d), as for ``top_items``.
+        weight: (n, v, d), likewise.
+        bias: (n, v), likewise.
         k: length of the lists that are compared.
         gather: adds the members of other processes, along the first dimension; None: there are none.
         weights, temperatures: as for ``top_items``.

@@ -25,7 +25,7 @@ losses objectives stacking distributed serving
 ensemble
 evaluation export growing recommending
 training
-distillation presets testing __main__
+distillation plots presets testing __main__
 """
 INTERNAL = {"internal"}  # for the library alone
 # Top-level distributions that a module may import at all; extras are imported inside the functions that need them.

@@ -63,6 +63,9 @@ SURFACE = {
     "objectives": """
         Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects
     """,
+    "plots": """
+        curves members minutes overlap Picture recommendations
+    """,
     "presets": """
         paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT
     """,

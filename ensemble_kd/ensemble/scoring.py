@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from html import escape
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,19 @@ class Scoring(Weighted):
             return []
         found = [group.stacked_parameter(self.tied_name) for group in self.encoder.groups]
         return [table for table in found if table is not None]
+
+    def _repr_html_(self) -> str:
+        """Return what the ensemble is made of, for a notebook."""
+        rows = {
+            "members": str(len(self.item_classifier.bias)),
+            "parameters": f"{sum(p.numel() for p in self.parameters()):,}",
+            "items": f"{self.num_items:,}",
+            "objective": repr(self.objective),
+            "losses": repr(self.losses),
+            "device": str(self.device),
+        }
+        lines = (f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table>{''.join(lines)}</table>"
 
     def classifier_weights(self) -> tuple[Tensor, Tensor]:
         """Return W (n, v, d) and b (n, v) of Eq. 5; row j scores item j + 1."""

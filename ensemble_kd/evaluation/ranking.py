@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal, get_args
 
 import torch
@@ -46,6 +47,21 @@ class Evaluation:
 
     def __str__(self) -> str:
         return f"{table(self.rows)}\n{self.protocol}"
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook; the best value of each metric is bold.
+
+        Examples:
+            >>> Evaluation("test", {"ensemble": {"MRR": 0.5}}, {})._repr_html_().count("<b>0.5000</b>")
+            1
+        """
+        names = list(next(iter(self.rows.values())))
+        best = {name: max(row[name] for row in self.rows.values()) for name in names}
+        lines = [f"<tr><th>scorer</th>{''.join(f'<th>{name}</th>' for name in names)}</tr>"]
+        for scorer, row in self.rows.items():
+            cells = (f"<b>{row[m]:.4f}</b>" if row[m] == best[m] else f"{row[m]:.4f}" for m in names)
+            lines.append(f"<tr><th>{escape(scorer)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        return f"<table>{''.join(lines)}</table><p>{escape(self.protocol)}</p>"
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -1,0 +1,230 @@
+"""Pictures of a run and of its members. Each function returns a ``Picture``: shown in notebooks, saved with ``save``.
+
+They need matplotlib, the extra ``plots``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+
+from ensemble_kd.data import SequenceData
+from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.errors import EnsembleKDError, import_extra
+from ensemble_kd.evaluation import Evaluation
+from ensemble_kd.internal import choice, whole
+from ensemble_kd.training import FitResult
+
+ENSEMBLE, MEMBER, SHARED = "#3f51b5", "#9fa8da", "#e8eaf6"  # indigo, lighter indigo, the background of a shared item
+_DPI = 150
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A drawing, as matplotlib's ``Figure``.
+
+    Args:
+        figure: the ``matplotlib.figure.Figure``, to change or to add to.
+    """
+
+    figure: Any
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the drawing to a file; its name decides the format (.png, .svg, .pdf)."""
+        self.figure.savefig(path, dpi=_DPI)
+
+    def _repr_png_(self) -> bytes:
+        """Return the drawing for a notebook."""
+        data = io.BytesIO()
+        self.figure.savefig(data, format="png", dpi=_DPI)
+        return data.getvalue()
+
+
+def curves(result: FitResult, metric: str = "NDCG@10") -> Picture:
+    """Draw validation after each epoch: a thin line per member, a thick one for the ensemble, a dot at the best epoch.
+
+    Args:
+        result: of ``fit``.
+        metric: a metric of ``evaluate``.
+
+    Raises:
+        EnsembleKDError: no such metric, or matplotlib is not installed.
+
+    Examples:
+        >>> rows = {"member 0": {"NDCG@10": 0.1}, "ensemble": {"NDCG@10": 0.2}}
+        >>> entry = {"kind": "epoch", "epoch": 0, "step": 9, "train_s": 1.0, "valid_s": 1.0, "train": {}, "valid": rows}
+        >>> picture = curves(FitResult(0, rows, [entry]))
+        >>> [line.get_label() for line in picture.figure.axes[0].lines][:2]
+        ['member 0', 'ensemble']
+    """
+    picture, axes = _axes("curves")
+    epochs = [entry["epoch"] + 1 for entry in result.history]
+    for scorer in result.best:
+        line = [_value("curves", entry["valid"][scorer], metric) for entry in result.history]
+        axes.plot(epochs, line, label=scorer, **_style(scorer))
+    best = result.best_epoch
+    axes.plot(best + 1, result.history[best]["valid"]["ensemble"][metric], "o", color=ENSEMBLE)
+    axes.set(xlabel="epoch", ylabel=f"validation {metric}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return picture
+
+
+def minutes(results: FitResult | Mapping[str, FitResult], metric: str = "NDCG@10") -> Picture:
+    """Draw the ensemble's validation over minutes of training, of one run or of several by name.
+
+    Args:
+        results: of ``fit``, such as ``{"one network": a, "three": b}``.
+        metric: a metric of ``evaluate``.
+
+    Raises:
+        EnsembleKDError: no such metric, or matplotlib is not installed.
+
+    Examples:
+        >>> rows = {"ensemble": {"NDCG@10": 0.2}}
+        >>> entry = {"kind": "epoch", "epoch": 0, "step": 9, "train_s": 90, "valid_s": 1.0, "train": {}, "valid": rows}
+        >>> picture = minutes({"three": FitResult(0, rows, [entry])})
+        >>> [float(x) for x in picture.figure.axes[0].lines[0].get_xdata()]
+        [1.5]
+    """
+    named = {"ensemble": results} if isinstance(results, FitResult) else results
+    picture, axes = _axes("minutes")
+    for name, result in named.items():
+        spent, line = 0.0, []
+        for entry in result.history:
+            spent += entry["train_s"] / 60
+            line.append((spent, _value("minutes", entry["valid"]["ensemble"], metric)))
+        axes.plot(*zip(*line, strict=True), marker=".", label=name)
+    axes.set(xlabel="minutes of training", ylabel=f"validation {metric}", xlim=(0, None))
+    axes.legend(frameon=False)
+    return picture
+
+
+def members(evaluation: Evaluation, metric: str = "NDCG@10") -> Picture:
+    """Draw a bar per scorer: each member, and the ensemble.
+
+    Args:
+        evaluation: of ``evaluate``.
+        metric: one of its metrics.
+
+    Raises:
+        EnsembleKDError: no such metric, or matplotlib is not installed.
+
+    Examples:
+        >>> rows = {"member 0": {"MRR": 0.1}, "ensemble": {"MRR": 0.2}}
+        >>> [float(bar.get_width()) for bar in members(Evaluation("test", rows, {}), "MRR").figure.axes[0].patches]
+        [0.1, 0.2]
+    """
+    values = {scorer: _value("members", row, metric) for scorer, row in evaluation.rows.items()}
+    picture, axes = _axes("members", height=0.8 + 0.35 * len(values))
+    bars = axes.barh(list(values), list(values.values()), color=[_style(scorer)["color"] for scorer in values])
+    axes.bar_label(bars, fmt="%.4f", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel=metric)
+    return picture
+
+
+def overlap(model: EnsembleKD, data: SequenceData, k: int = 10, users: int = 1000) -> Picture:
+    """Draw how alike the members' recommendations are: the mean Jaccard overlap of the k best items, pair by pair.
+
+    Members with an overlap of 1 recommend the same items; their ensemble gains nothing.
+
+    Args:
+        model: an ensemble.
+        data: users as in its training.
+        k: items of each list.
+        users: the first so many users are asked.
+
+    Raises:
+        EnsembleKDError: a number out of range, or matplotlib is not installed.
+
+    Examples:
+        >>> from ensemble_kd.data import synthetic
+        >>> from ensemble_kd.encoders import SASRec
+        >>> data = synthetic(num_users=20, num_items=100)
+        >>> picture = overlap(EnsembleKD(lambda: SASRec(100, d_model=4, max_len=10), n=2), data)
+        >>> len(picture.figure.axes[0].texts)  # a number per pair
+        4
+    """
+    k, users = whole("overlap", "k", k, least=1), whole("overlap", "users", users, least=1)
+    ids = data.inputs("test", model.max_len or data.max_history)[:users].to(model.device)
+    lists = [[set(row) for row in model.member(i).recommend(ids, k).lists()] for i in range(len(model))]
+    shares = [[_jaccard(one, other) for other in lists] for one in lists]
+    picture, axes = _axes("overlap", width=1.5 + 0.9 * len(lists), height=1 + 0.8 * len(lists))
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Purples")
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            axes.text(j, i, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.6 else "black")
+    names = [f"member {i}" for i in range(len(lists))]
+    axes.set(xticks=range(len(lists)), yticks=range(len(lists)), title=f"overlap of the top {k}")
+    axes.set_xticklabels(names)
+    axes.set_yticklabels(names)
+    return picture
+
+
+def recommendations(model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names: Sequence[str] = ()) -> Picture:
+    """Draw where one user's recommendations come from: the ensemble's list beside each member's.
+
+    An item of the ensemble's list has a coloured background in the members' lists, too.
+
+    Args:
+        model: an ensemble.
+        item_ids: (1, l) int64, one user's sequence.
+        k: items of each list.
+        item_names: ``item_names[i - 1]`` is shown for item i; empty: the ids are shown.
+
+    Raises:
+        EnsembleKDError: more than one user, or matplotlib is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from ensemble_kd.encoders import SASRec
+        >>> model = EnsembleKD(lambda: SASRec(100, d_model=4, max_len=10), n=2)
+        >>> picture = recommendations(model, torch.tensor([[4, 8, 15]]), k=3)
+        >>> len(picture.figure.axes[0].texts)  # 3 lists of 3, with their heads
+        12
+    """
+    k = whole("recommendations", "k", k, least=1)
+    if item_ids.ndim != 2 or len(item_ids) != 1:
+        fix = "Pass item_ids[i : i + 1] for user i."
+        raise EnsembleKDError("recommendations", "item_ids (1, l) of one user", tuple(item_ids.shape), fix)
+    own = model.recommend(item_ids, k).items[0].tolist()
+    lists = {"ensemble": own}
+    lists |= {f"member {i}": model.member(i).recommend(item_ids, k).items[0].tolist() for i in range(len(model))}
+    picture, axes = _axes("recommendations", width=1.6 * len(lists), height=0.6 + 0.3 * k)
+    axes.set(xlim=(-0.5, len(lists) - 0.5), ylim=(k + 0.5, -0.6))
+    axes.axis("off")
+    for column, (name, items) in enumerate(lists.items()):
+        axes.text(column, 0, name, ha="center", va="center", weight="bold")
+        for place, item in enumerate(items, start=1):
+            box = {"facecolor": SHARED if item in own else "none", "edgecolor": "none", "pad": 3}
+            name = item_names[item - 1] if item_names and item else str(item)
+            axes.text(column, place, name[:24], ha="center", va="center", bbox=box)
+    return picture
+
+
+def _jaccard(one: list[set[int]], other: list[set[int]]) -> float:
+    return sum(len(a & b) / max(1, len(a | b)) for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def _axes(where: str, width: float = 6.0, height: float = 4.0) -> tuple[Picture, Any]:
+    """Return a picture with one pair of axes; without pyplot, so that no global state of matplotlib is touched."""
+    figure = import_extra("matplotlib.figure", extra="plots", where=where).Figure((width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return Picture(figure), axes
+
+
+def _style(scorer: str) -> dict[str, Any]:
+    return {"color": ENSEMBLE, "linewidth": 2.5} if scorer == "ensemble" else {"color": MEMBER, "linewidth": 1.0}
+
+
+def _value(where: str, row: Mapping[str, float], metric: str) -> float:
+    choice(where, "metric", metric, tuple(row))
+    return row[metric]
