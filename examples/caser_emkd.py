@@ -1,31 +1,37 @@
-"""EMKD around Caser (Sec. 4.5 of the paper): next-item prediction at every position, views by dropout.
+"""EMKD around Caser (Sec. 4.5 of the paper): the next item at every position.
 
-Without arguments it trains on a synthetic catalogue in a few minutes. On real data::
+Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
-    python examples/caser_emkd.py --data Beauty.txt --attributes Beauty_item2attributes.json --window 50
+    scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
+    member 0       0.1100  0.1780  0.0628  0.0848  0.0753
+    member 1       0.1120  0.1840  0.0630  0.0857  0.0745
+    member 2       0.1000  0.1740  0.0607  0.0844  0.0766
+    ensemble       0.1140  0.1780  0.0639  0.0841  0.0746
+    leave-one-out test, 500 users, all 200 items ranked, exclude='history'
+
+On a file of yours: ``python examples/train.py --encoder caser --data FILE``.
 """
 
 from __future__ import annotations
 
-from common import flags, run
-
-from ensemble_kd import NextItem
+from ensemble_kd import EnsembleKD, NextItem, fit
+from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import Caser
+from ensemble_kd.evaluation import evaluate
+
+
+def main(users: int = 500, epochs: int = 3) -> None:
+    """Train three networks, and print the metrics of each and of the ensemble."""
+    data = synthetic(users, num_items=200)
+    model = EnsembleKD(
+        lambda: Caser(data.num_items, d_model=32, window=5, max_len=20, dropout=0.4),
+        n=3,
+        objective=NextItem(),
+        item_attributes=data.item_attributes,  # for attribute prediction, AP
+    )
+    fit(model, data, epochs=epochs, batch_size=64, window=21, precision="bfloat16", lr=3e-3)
+    print(evaluate(model, data, "test"))
+
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/caser", views=1, batch_size=64, epochs=8, lr=3e-3, dropout=0.4)
-    parser.add_argument("--filter-window", type=int, default=5, help="newest items that the convolutions look at")
-    args = parser.parse_args()
-    run(
-        args,
-        lambda data: (
-            lambda: Caser(
-                data.num_items,
-                d_model=args.d_model,
-                window=args.filter_window,
-                max_len=args.window,
-                dropout=args.dropout,
-            )
-        ),
-        NextItem(views=args.views),
-    )
+    main()

@@ -1,44 +1,59 @@
-"""EMKD around a model of Hugging Face: GPT-2 with next items, or BERT with masked items.
+"""EMKD around models of Hugging Face: GPT-2 with next items, and BERT with masked items.
 
-Needs ``pip install 'ensemble_kd[huggingface]'``. Without arguments it trains on a synthetic catalogue in a few minutes;
-``--model bert`` takes the other one, which needs more epochs. On real data::
+Needs ``pip install 'ensemble_kd[huggingface]'``. Trains on a synthetic catalogue in less than a minute on two cores.
+Its last lines of output::
 
-    python examples/huggingface_emkd.py --data Beauty.txt --attributes Beauty_item2attributes.json --window 50
+    GPT-2
+    scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
+    member 0       0.1400  0.2240  0.0990  0.1253  0.1146
+    member 1       0.1580  0.2240  0.1103  0.1310  0.1213
+    member 2       0.1560  0.2280  0.1018  0.1253  0.1123
+    ensemble       0.1820  0.2440  0.1276  0.1481  0.1360
+    leave-one-out test, 500 users, all 200 items ranked, exclude='history'
 """
 
 from __future__ import annotations
 
-from argparse import Namespace
-
-from common import flags, run
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-from ensemble_kd import MaskedItem, NextItem
+from ensemble_kd import EnsembleKD, MaskedItem, NextItem, fit
+from ensemble_kd.data import synthetic
 from ensemble_kd.encoders import from_huggingface
+from ensemble_kd.evaluation import evaluate
+
+WINDOW = 15
 
 
-def encoder(args: Namespace, num_items: int) -> nn.Module:
-    """A model of random weights; a pretrained one knows words, not items."""
-    rows, d, p = num_items + 2, args.d_model, args.dropout  # a row for padding, one for [mask]
-    if args.model == "bert":
-        sizes = {"num_hidden_layers": args.num_layers, "num_attention_heads": args.num_heads, "hidden_size": d}
-        sizes |= {"intermediate_size": 4 * d, "max_position_embeddings": args.window + 1}  # room for the last [mask]
-        dropouts = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
-        return from_huggingface(BertModel(BertConfig(vocab_size=rows, **sizes, **dropouts), add_pooling_layer=False))
-    sizes = {"n_layer": args.num_layers, "n_head": args.num_heads, "n_embd": d, "n_positions": args.window}
-    dropouts = {"embd_pdrop": p, "attn_pdrop": p, "resid_pdrop": p}
+def gpt2(num_items: int) -> nn.Module:
+    """Return a small GPT-2 of random weights; a pretrained one knows words, not items."""
     tokens = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
-    return from_huggingface(GPT2Model(GPT2Config(vocab_size=rows, **sizes, **dropouts, **tokens)))
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": WINDOW}
+    return from_huggingface(GPT2Model(GPT2Config(vocab_size=num_items + 2, **sizes, **tokens)))
+
+
+def bert(num_items: int) -> nn.Module:
+    """Return a small BERT. The vocabulary has a row for padding and one for [mask] besides the items."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 128}
+    positions = WINDOW + 1  # room for the [mask] that stands for the next item
+    config = BertConfig(vocab_size=num_items + 2, max_position_embeddings=positions, **sizes)
+    return from_huggingface(BertModel(config, add_pooling_layer=False))
+
+
+def main(users: int = 500, epochs: int = 2) -> None:
+    """Train three networks of each kind, and print their metrics."""
+    data = synthetic(users, num_items=200)
+    for name, encoder, objective in (("BERT", bert, MaskedItem(mask_ratio=0.3, newest=0.5)), ("GPT-2", gpt2, None)):
+        model = EnsembleKD(
+            lambda encoder=encoder: encoder(data.num_items),
+            n=3,
+            num_items=data.num_items,
+            objective=objective or NextItem(),
+            item_attributes=data.item_attributes,
+        )
+        fit(model, data, epochs=epochs, batch_size=64, window=WINDOW)
+        print(f"{name}\n{evaluate(model, data, 'test')}")
 
 
 if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/huggingface", window=15, views=1, batch_size=64, epochs=5)
-    parser.add_argument("--model", choices=("gpt2", "bert"), default="gpt2")
-    parser.add_argument("--num-layers", type=int, default=2)
-    parser.add_argument("--num-heads", type=int, default=2)
-    args = parser.parse_args()
-    objective = (
-        MaskedItem(mask_ratio=0.3, views=args.views, newest=0.5) if args.model == "bert" else NextItem(views=args.views)
-    )
-    run(args, lambda data: lambda: encoder(args, data.num_items), objective)
+    main()

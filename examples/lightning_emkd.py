@@ -1,102 +1,73 @@
-"""EMKD inside a LightningModule: the loss and the metrics are ours, the Trainer does the rest.
+"""EMKD inside a LightningModule: the loss and the metrics are ours, the Trainer does the rest in place of ``fit``.
 
-Needs ``pip install 'ensemble_kd[lightning]'``. Without arguments it trains on a synthetic catalogue in a few minutes.
-On real data::
+Needs ``pip install 'ensemble_kd[lightning]'``. Trains on a synthetic catalogue in less than a minute on two cores. Its
+last lines of output::
 
-    python examples/lightning_emkd.py --data Beauty.txt --attributes Beauty_item2attributes.json --window 50
+    scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
+    member 0       0.1740  0.2480  0.1189  0.1422  0.1276
+    member 1       0.1720  0.2580  0.1234  0.1508  0.1369
+    member 2       0.1780  0.2620  0.1223  0.1495  0.1320
+    ensemble       0.1960  0.2680  0.1359  0.1589  0.1433
+    leave-one-out test, 500 users, all 200 items ranked, exclude='history'
 """
 
 from __future__ import annotations
 
-import time
-from argparse import Namespace
-from datetime import timedelta
-
 import torch
-from common import ensemble, flags, report, sequences
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ensemble_kd import EnsembleKD, NextItem
-from ensemble_kd.data import SequenceData
-from ensemble_kd.distributed import Place
+from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.encoders import SASRec
-from ensemble_kd.ensemble import choose_precision
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.losses import scale_transfer
-from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training import Cosine
 
 
 class EMKD(LightningModule):
     """An ensemble, how it learns, and how it is judged after every epoch."""
 
-    def __init__(self, model: EnsembleKD, data: SequenceData, args: Namespace) -> None:
+    def __init__(self, model: EnsembleKD, data: SequenceData, epochs: int) -> None:
         super().__init__()
-        self.model, self.data, self.args, self.losses = model, data, args, model.losses
+        self.model, self.data, self.epochs = model, data, epochs
 
     def training_step(self, item_ids: Tensor, _: int) -> Tensor:
-        done = self.global_step / self.trainer.estimated_stepping_batches
-        share = Ramp(*self.args.transfer)(done, 1)
-        self.model.losses = scale_transfer(self.losses, share)
         step = self.model.loss(item_ids)
         self.log_dict(dict(step.terms), prog_bar=True)
         return step.total
 
     def on_train_epoch_end(self) -> None:
-        rows = evaluate(self.model, self.data, "valid", exclude=self.args.exclude).rows
+        rows = evaluate(self.model, self.data, "valid").rows
         self.log("valid_ndcg", rows["ensemble"]["NDCG@10"], prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, object]:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.args.lr, weight_decay=self.args.weight_decay)
-        share: Schedule = Cosine() if self.args.schedule == "cosine" else StepDecay()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: share(epoch, self.args.epochs))
+        optimizer, share = torch.optim.Adam(self.parameters(), lr=2e-3), Cosine()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: share(epoch, self.epochs))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-if __name__ == "__main__":
-    parser = flags(__doc__, output="runs/lightning", views=1, batch_size=64, epochs=6, lr=2e-3, dropout=0.3)
-    parser.add_argument("--num-layers", type=int, default=2)
-    parser.add_argument("--num-heads", type=int, default=1)
-    args = parser.parse_args()
-    seed_everything(args.seed, verbose=False)
-    data = sequences(args)
-    sizes = {"d_model": args.d_model, "num_layers": args.num_layers, "num_heads": args.num_heads}
-    model = ensemble(
-        args,
-        data,
-        lambda data: lambda: SASRec(data.num_items, max_len=args.window, dropout=args.dropout, **sizes),
-        NextItem(views=args.views),
+def main(users: int = 500, epochs: int = 3, output: str = "runs/lightning", resume: bool = False) -> None:
+    """Train with Lightning's Trainer, load the best epoch, and print the metrics."""
+    seed_everything(0, verbose=False)
+    data = synthetic(users, num_items=200)
+    model = EnsembleKD(
+        lambda: SASRec(data.num_items, d_model=32, max_len=20, dropout=0.3),
+        objective=NextItem(),
+        item_attributes=data.item_attributes,
     )
-    windows = data.train_windows(args.window + 1, args.window_step, min_len=2)  # the newest item is a target
-    batches = DataLoader(windows, args.batch_size, shuffle=True, drop_last=True)  # type: ignore[arg-type]
-    best = ModelCheckpoint(args.output, monitor="valid_ndcg", mode="max", save_on_train_epoch_end=True)
-    every = timedelta(seconds=args.checkpoint_every)
-    last = ModelCheckpoint(args.output, filename="last", train_time_interval=every, enable_version_counter=False)
-    patience = args.patience or args.epochs
-    stop = EarlyStopping("valid_ndcg", mode="max", patience=patience, check_on_train_epoch_end=True)
-    precision = choose_precision(
-        "lightning_emkd",
-        args.precision,
-        model.encoder,
-        model.device,
-        num_items=data.num_items,
-        classes=(data.num_items, args.d_model),
-        place=Place(),
-    )
-    trainer = Trainer(
-        accelerator="gpu" if args.device.startswith("cuda") else "cpu",
-        devices=1,
-        max_epochs=args.epochs,
-        precision="bf16-mixed" if precision.name == "bfloat16" else "32-true",
-        logger=CSVLogger(args.output),
-        callbacks=[best, last, stop],
-        enable_model_summary=False,
-    )
-    module, started = EMKD(model, data, args), time.monotonic()
-    trainer.fit(module, batches, ckpt_path=args.output / "last.ckpt" if args.resume else None)
-    minutes = (time.monotonic() - started) / 60
+    windows = data.train_windows(21, min_len=2)  # 20 inputs, and the newest item, which is a target alone
+    batches = DataLoader(windows, batch_size=64, shuffle=True, drop_last=True)  # type: ignore[arg-type]
+    best = ModelCheckpoint(output, monitor="valid_ndcg", mode="max", save_last=True, enable_version_counter=False)
+    stop = EarlyStopping("valid_ndcg", mode="max", patience=epochs, check_on_train_epoch_end=True)
+    options = {"logger": False, "enable_model_summary": False, "precision": "bf16-mixed"}
+    trainer = Trainer(accelerator="auto", devices=1, max_epochs=epochs, callbacks=[best, stop], **options)
+    module = EMKD(model, data, epochs)
+    trainer.fit(module, batches, ckpt_path=f"{output}/last.ckpt" if resume else None)
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
-    report(args, model, data, f"the best of {trainer.current_epoch} epochs", minutes)
+    print(evaluate(model, data, "test"))
+
+
+if __name__ == "__main__":
+    main()

@@ -112,7 +112,7 @@ def test_a_run_of_which_a_worker_was_killed_ends_as_one_never_killed(tmp_path: P
 
 @pytest.mark.parametrize("spread", [["--members=2", "--members-over=2"], ["--members=3", "--shard"]], ids=" ".join)
 def test_an_example_runs_in_several_processes(spread: list[str], tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/sasrec_emkd.py"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/train.py"]
     sizes: dict[str, Any] = {"users": 60, "items": 80, "d-model": 8, "epochs": 1, "num-layers": 1, "window": 6}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
     out, _ = finish(start([*launch, *flags, *spread, "--output", str(tmp_path)]))

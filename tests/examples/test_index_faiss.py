@@ -24,8 +24,7 @@ def test_an_exact_index_returns_what_recommend_returns(
 ) -> None:
     pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     monkeypatch.syspath_prepend(EXAMPLES)
-    for name in ("common", "index_faiss"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "index_faiss", raising=False)
     import index_faiss
 
     data = synthetic(num_users=1000, num_items=500)

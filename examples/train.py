@@ -1,8 +1,18 @@
-"""The parts that the EMKD examples share: the flags, the run, the table, the recommendations and the curves."""
+"""Train an ensemble from the command line: every setting is a flag, and ``torchrun`` spreads the run over processes.
+
+Without arguments it trains three SASRec networks on a synthetic catalogue. On a file of yours, and in four processes::
+
+    python examples/train.py --encoder bert4rec --data Beauty.txt --attributes Beauty_item2attributes.json
+    torchrun --nproc-per-node 4 examples/train.py --members 4 --members-over 2
+
+The folder of ``--output`` receives the checkpoints, the log, test.json and curves.png. A folder with a run is refused
+unless ``--resume`` goes on with the run or ``--overwrite`` replaces it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -15,30 +25,26 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from ensemble_kd import (
-    AP,
-    CCL,
-    ICL,
-    KD,
-    EnsembleKD,
-    NextItem,
-    fit,
-)
+from ensemble_kd import AP, CCL, ICL, KD, EnsembleKD, MaskedItem, NextItem, fit
 from ensemble_kd.data import SequenceData, read_text, synthetic
-from ensemble_kd.distributed import (
-    Place,
-    gathered,
-    process_group,
-    restarted,
-    shard,
-)
+from ensemble_kd.distributed import Place, gathered, process_group, restarted, shard
+from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
+from ensemble_kd.plots import curves
 from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
+
+# What suits each encoder on the synthetic catalogue; any flag given on the command line goes before it.
+DEFAULTS: dict[str, dict[str, object]] = {
+    "sasrec": {"views": 1, "batch_size": 64, "epochs": 6, "lr": 2e-3, "dropout": 0.3},
+    "bert4rec": {"window": 15, "epochs": 14, "batch_size": 128, "lr": 2e-3, "dropout": 0.1, "ap": 0.2},
+    "gru4rec": {"views": 1, "batch_size": 64, "epochs": 8, "lr": 3e-3, "dropout": 0.4, "num_layers": 1},
+    "caser": {"views": 1, "batch_size": 64, "epochs": 8, "lr": 3e-3, "dropout": 0.4},
+}
 
 
 def flags(description: str | None, **defaults: object) -> argparse.ArgumentParser:
-    """The flags of every example; ``defaults`` are what suits its encoder."""
+    """Return a parser of the flags; ``defaults`` are what suits an encoder."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", type=Path, help="text file, a user a line: id item item ...; default: synthetic data")
     p.add_argument("--attributes", type=Path, help="JSON file {item id: [attribute ids]}")
@@ -46,7 +52,12 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--items", type=int, default=600, help="of the synthetic data, at least 80")
     p.add_argument("--n", "--members", dest="n", type=int, default=3, help="members (torchrun takes --n for its own)")
     p.add_argument("--views", type=int, default=2, help="M, views of each sequence")
+    p.add_argument("--mask-ratio", type=float, default=0.3, help="share of a sequence that is masked (bert4rec)")
+    p.add_argument("--newest", type=float, default=0.5, help="probability that the newest item is masked (bert4rec)")
     p.add_argument("--d-model", type=int, default=64)
+    p.add_argument("--num-layers", type=int, default=2, help="blocks or recurrent layers (not of caser)")
+    p.add_argument("--num-heads", type=int, help="of attention; default: 2 (bert4rec), 1 (sasrec)")
+    p.add_argument("--filter-window", type=int, default=5, help="newest items that the convolutions read (caser)")
     p.add_argument("--dropout", type=float, default=0.2)
     p.add_argument("--window", type=int, default=20, help="most items that the encoder reads")
     p.add_argument("--window-step", type=int, default=1)
@@ -73,41 +84,54 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--patience", type=int, help="stop after so many epochs without a better validation")
     p.add_argument("--exclude", choices=("none", "window", "history"), default="history")
-    p.add_argument("--output", type=Path, default=Path("runs/example"), help="folder of checkpoints, log and curves")
+    p.add_argument("--output", type=Path, default=Path("runs/train"), help="folder of checkpoints, log and curves")
     p.add_argument("--checkpoint-every", type=float, default=120.0, help="seconds")
     p.add_argument("--members-over", type=int, default=1, help="processes of torchrun that members are spread over")
     p.add_argument("--shard", action="store_true", help="each process of torchrun holds a share of every weight")
     p.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
+    p.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**defaults)
     return p
 
 
-Encoder = Callable[[], nn.Module]
-Factory = Callable[[SequenceData], Encoder | list[Encoder]]
+Factory = Callable[[SequenceData], Callable[[], nn.Module]]
+
+
+def encoder(args: argparse.Namespace) -> Factory:
+    """Return, for data, a factory of the encoder that the flags name."""
+    sizes = {"d_model": args.d_model, "max_len": args.window, "dropout": args.dropout}
+    layers = {"num_layers": args.num_layers}
+    if args.encoder == "bert4rec":  # room for the [mask] that stands for the next item; pre-norm, as the authors' code
+        sizes |= {"max_len": args.window + 1}
+        options = {**sizes, **layers, "num_heads": args.num_heads or 2, "norm_first": True}
+        return lambda data: lambda: BERT4Rec(data.num_items, **options)
+    if args.encoder == "sasrec":
+        return lambda data: lambda: SASRec(data.num_items, **sizes, **layers, num_heads=args.num_heads or 1)
+    if args.encoder == "gru4rec":
+        return lambda data: lambda: GRU4Rec(data.num_items, **sizes, **layers)
+    return lambda data: lambda: Caser(data.num_items, window=args.filter_window, **sizes)
 
 
 def sequences(args: argparse.Namespace) -> SequenceData:
-    """The data that the flags name."""
+    """Return the data that the flags name."""
     data = read_text(args.data, args.attributes) if args.data else synthetic(args.users, args.items)
     print(data)
     return data
 
 
-def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, objective: Objective) -> EnsembleKD:
-    """The model that the flags describe."""
+def ensemble(args: argparse.Namespace, data: SequenceData, factory: Factory, objective: Objective) -> EnsembleKD:
+    """Return the model that the flags describe."""
     mesh = None
     if dist.is_initialized() and not args.shard:
         sizes = (dist.get_world_size() // args.members_over, args.members_over)
         mesh = init_device_mesh(torch.device(args.device).type, sizes, mesh_dim_names=("data", "member"))
-    with_attributes = data.item_attributes is not None
-    terms = [args.ap * AP()] * with_attributes
+    terms = [args.ap * AP()] * (data.item_attributes is not None)
     terms += [args.lambda_ * (ICL(temperature=args.temperature) + CCL(temperature=args.temperature))]
     terms += [args.mu * KD(temperature=args.kd_temperature)]
-    factories = encoder(data)
     model = EnsembleKD(
-        factories,
-        len(factories) if isinstance(factories, list) else args.n,
+        factory(data),
+        args.n,
         num_items=data.num_items,
         objective=objective,
         losses=sum(terms),  # type: ignore[arg-type]
@@ -122,44 +146,32 @@ def ensemble(args: argparse.Namespace, data: SequenceData, encoder: Factory, obj
 def fit_options(args: argparse.Namespace, objective: Objective) -> dict[str, Any]:
     """Return the settings of a training run from the flags, except its folder."""
     schedule: Schedule = Cosine(warmup=0.5) if args.schedule == "cosine" else StepDecay()
+    same = ("epochs", "batch_size", "lr", "weight_decay", "window_step", "precision", "exclude", "patience", "seed")
     return {
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "weight_decay": args.weight_decay,
+        **{name: getattr(args, name) for name in same},
         "schedule": schedule,
         "transfer": Ramp(*args.transfer),
         "window": args.window + isinstance(objective, NextItem),  # whose newest item is a target and no input
-        "window_step": args.window_step,
-        "precision": args.precision,
-        "exclude": args.exclude,
-        "patience": args.patience,
         "checkpoint_every_s": args.checkpoint_every,
-        "seed": args.seed,
     }
 
 
-def run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
+def run(args: argparse.Namespace, factory: Factory, objective: Objective) -> None:
     """Train, evaluate on the test items, recommend, and draw the curves; in all processes that torchrun started."""
     with process_group(), nullcontext() if Place.world().is_first else redirect_stdout(None):  # one process reports
-        _run(args, encoder, objective)
-
-
-def _run(args: argparse.Namespace, encoder: Factory, objective: Objective) -> None:
-    data = sequences(args)
-    model = ensemble(args, data, encoder, objective)
-    started = time.monotonic()
-    options = fit_options(args, objective)
-    resume = args.resume or restarted()
-    result = fit(model, data, **options, output_dir=args.output, resume=resume, overwrite=not resume)
-    minutes = (time.monotonic() - started) / 60
-    report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
-    if model.place.is_first:
-        draw_curves(result.history, args.output / "curves.png")
+        data = sequences(args)
+        model, started = ensemble(args, data, factory, objective), time.monotonic()
+        folder = {"output_dir": args.output, "resume": args.resume or restarted(), "overwrite": args.overwrite}
+        result = fit(model, data, **fit_options(args, objective), **folder)
+        minutes = (time.monotonic() - started) / 60
+        report(args, model, data, f"weights of epoch {result.best_epoch + 1} of {len(result.history)}", minutes)
+        if model.place.is_first and importlib.util.find_spec("matplotlib"):
+            curves(result).save(args.output / "curves.png")
+            print(f"Learning curves: {args.output / 'curves.png'}")
 
 
 def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weights: str, minutes: float) -> None:
-    """The table of the test items, the ensemble's gain, and what it recommends to one user."""
+    """Print the table of the test items, the ensemble's gain, and the recommendations of one user."""
     test = evaluate(model, data, "test", exclude=args.exclude, precision=args.precision)
     popularity = evaluate_popularity(data, "test", exclude=args.exclude, max_len=args.window)
     rows = {**popularity.rows, **test.rows}
@@ -178,24 +190,17 @@ def report(args: argparse.Namespace, model: EnsembleKD, data: SequenceData, weig
     print("  ".join(f"{item} ({score:.2f})" for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True)))
 
 
-def draw_curves(history: list[dict[str, object]], path: Path) -> None:
-    """Validation NDCG@10 over epochs, ensemble and members; skipped where matplotlib is not installed."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("No curves.png: pip install 'ensemble_kd[plots]' for it.")
-        return
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+def main(given: list[str] | None = None) -> None:
+    """Read the flags and run."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--encoder", choices=DEFAULTS, default="sasrec")
+    chosen, rest = first.parse_known_args(given)
+    parser = flags(__doc__, **DEFAULTS[chosen.encoder])
+    parser.add_argument("--encoder", choices=DEFAULTS, default=chosen.encoder)  # for --help alone
+    args = parser.parse_args(rest)
+    masked = MaskedItem(mask_ratio=args.mask_ratio, views=args.views, newest=args.newest)
+    run(args, encoder(args), masked if args.encoder == "bert4rec" else NextItem(views=args.views))
 
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    valid = [entry["valid"] for entry in history]
-    epochs = range(1, len(valid) + 1)
-    for scorer in valid[0]:  # type: ignore[attr-defined]
-        curve = [rows[scorer]["NDCG@10"] for rows in valid]  # type: ignore[index]
-        axes.plot(epochs, curve, label=scorer, linewidth=2.5 if scorer == "ensemble" else 1)
-    axes.set(xlabel="epoch", ylabel="validation NDCG@10")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    print(f"Learning curves: {path}")
+
+if __name__ == "__main__":
+    main()
