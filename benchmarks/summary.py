@@ -1,4 +1,4 @@
-"""The README's section on speed, from the last saved line of each benchmark: ``python -m benchmarks.summary``.
+"""The page on speed, from the last saved line of each benchmark: ``python -m benchmarks.summary``.
 
 It writes between two markers, so that no figure there is anybody's handiwork, and draws ``results/speed.png``.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import step
 from benchmarks.common import RESULTS
 
-README = RESULTS.parents[1] / "README.md"
+PAGE = RESULTS.parents[1] / "docs" / "results" / "speed.md"
 BEGIN, END = "<!-- speed: written by python -m benchmarks.summary -->", "<!-- speed: end -->"
 Entry = Mapping[str, Any]
 
@@ -128,14 +128,14 @@ def section(folder: Path = RESULTS) -> str:
     return "\n".join([*lines, "", told])
 
 
-def rewritten(readme: str, text: str) -> str:
-    """The README with ``text`` between the markers.
+def rewritten(page: str, text: str) -> str:
+    """Return the page with ``text`` between the markers.
 
     Examples:
         >>> rewritten(f"a\\n{BEGIN}\\nold\\n{END}\\nb", "new") == f"a\\n{BEGIN}\\nnew\\n{END}\\nb"
         True
     """
-    before, _, rest = readme.partition(BEGIN)
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
@@ -171,7 +171,7 @@ def draw(path: Path, folder: Path = RESULTS) -> None:
 
 
 def main() -> None:
-    README.write_text(rewritten(README.read_text(encoding="utf-8"), section()), encoding="utf-8")
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), section()), encoding="utf-8")
     draw(RESULTS / "speed.png")
     print(section())
 

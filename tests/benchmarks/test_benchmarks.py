@@ -251,10 +251,10 @@ def test_members_that_cannot_run_are_told() -> None:
 
 
 @pytest.mark.skipif(not summary.RESULTS.is_dir(), reason="a source distribution carries no results")
-def test_the_readme_shows_the_last_results() -> None:
-    """Its section on speed is what ``benchmarks.summary`` writes from the committed results, to the letter."""
-    readme = summary.README.read_text(encoding="utf-8")
-    assert readme == summary.rewritten(readme, summary.section())
+def test_the_page_on_speed_shows_the_last_results() -> None:
+    """It is what ``benchmarks.summary`` writes from the committed results, to the letter."""
+    page = summary.PAGE.read_text(encoding="utf-8")
+    assert page == summary.rewritten(page, summary.section())
     assert "times as fast as stored logits" in summary.section()
 
 

@@ -1,4 +1,4 @@
-"""The README's way from a DataFrame to a file of recommendations, run as it stands, with pandas and with polars."""
+"""The tutorial's way from a DataFrame to a file of recommendations, run as it stands, with pandas and with polars."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ ROOT = Path(__file__).parents[2]
 LIBRARIES = ["pandas", "polars"]
 
 
-def readme_code() -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+def tutorial_code() -> str:
+    blocks = re.findall(
+        r"```py\n(.*?)```", (ROOT / "docs" / "tutorials" / "dataframe.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     (code,) = (block for block in blocks if "from_interactions" in block)
     return code
 
@@ -30,18 +32,18 @@ def interactions(library: Any) -> Any:
 
 
 def test_the_way_takes_five_lines() -> None:
-    lines = [line for line in readme_code().splitlines() if line and not line.startswith(("import", "from"))]
+    lines = [line for line in tutorial_code().splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) == 5
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_the_readmes_way(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tutorials_way(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library, _ = pytest.importorskip(name), pytest.importorskip("pyarrow")
     monkeypatch.chdir(tmp_path)
     table = interactions(library)
     write = table.to_parquet if name == "pandas" else table.write_parquet
     write("interactions.parquet")
-    exec(readme_code().replace("pandas", name), {})
+    exec(tutorial_code().replace("pandas", name), {})
     found = library.read_parquet("recommendations.parquet")
     assert list(found.columns) == ["user_id", "item_id", "rank", "score"]
     assert len(found) == 40 * 10
