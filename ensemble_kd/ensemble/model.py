@@ -33,20 +33,10 @@ from ensemble_kd.ensemble.step import Step, training_step
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses import Loss
 from ensemble_kd.objectives import Objective
-from ensemble_kd.stacking import (
-    Backend,
-    Factories,
-    Heads,
-    build_members,
-    check_modules,
-    duplicate,
-    factories_of,
-    stack,
-)
+from ensemble_kd.stacking import Backend, Factories, Heads, build_members, check_modules, duplicate, factories_of, stack
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
 
 GROUP_FEATURES = 1 << 22  # (positions x d) per member that an accelerator computes in the time of a group's launches
 

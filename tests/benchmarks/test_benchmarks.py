@@ -215,7 +215,8 @@ def test_all_on_one_device_in_one_call(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu.limits, "run", lambda *_: 1 / 0)
     path = gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path)])
     parts = json.loads(path.read_text())["parts"]
-    assert list(parts) == ["checks", "limits", "loss", "step", "evaluate", "memory", "members", "backends", "train"]
+    measured = ["checks", "limits", "loss", "backends", "step", "evaluate", "memory", "members", "train"]
+    assert list(parts) == ["questions", *measured]
     assert "ZeroDivisionError" in parts["limits"]["error"]
     assert parts["loss"]["rows"] == [{"variant": "loss"}]
     checked = parts["checks"]["rows"]

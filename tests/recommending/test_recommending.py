@@ -16,8 +16,7 @@ from ensemble_kd.encoders import SASRec
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.export import load, save
 from ensemble_kd.growing import grow
-from ensemble_kd.recommending import NamedRecommendations, recommend, recommend_all, recommend_for
-from ensemble_kd.recommending.answers import answers
+from ensemble_kd.recommending import NamedRecommendations, answers, recommend, recommend_all, recommend_for
 
 RNG = random.Random(0)
 ITEMS = [f"item-{i}" for i in range(30)]
