@@ -25,10 +25,9 @@ from ensemble_kd import (
 from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.internal import files
+from ensemble_kd.losses import compiled as compiling
 from ensemble_kd.losses import tiles
-from ensemble_kd.testing.checks import compiled as compiling
-from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay
-from ensemble_kd.training import run as training_run
+from ensemble_kd.training import Cosine, FitResult, Ramp, StepDecay, selection
 from ensemble_kd.training.log import RunLog
 from tests.training.runs import (
     DATA,
@@ -109,7 +108,7 @@ def test_a_run_killed_anywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Around every renaming of a checkpoint, every sync (the file is still a .tmp), validation and log entry."""
-    owner = {"evaluate": training_run, "write": RunLog}.get(where, os)
+    owner = {"evaluate": selection, "write": RunLog}.get(where, os)
     stride = {"replace": 2, "fsync": 3, "write": 1, "evaluate": 1}[where]
     if every == 0 and where in ("replace", "fsync"):
         stride *= 4  # a checkpoint a step: every one would be 31 runs
