@@ -156,5 +156,6 @@ def _filled(*shape: int) -> torch.Tensor:
 
 def _weights(encoder: nn.Module, num_items: int) -> frozenset[_Shape]:
     """Return the shapes of the encoder's weights. What has a row per item is a table to look up, and no factor."""
-    shapes = {(p.shape[1], p[0, 0].numel()) for p in encoder.parameters() if p.ndim > 2 and p.shape[1] < num_items}
+    factors = (p.shape for p in encoder.parameters() if p.ndim > 2 and p.shape[1] < num_items)
+    shapes = {(shape[1], math.prod(shape[2:])) for shape in factors}  # no entry is read: shards would be exchanged
     return frozenset((min(out, _MOST), min(inner, _MOST)) for out, inner in shapes)
