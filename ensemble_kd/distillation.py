@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd.data import SequenceData
+from ensemble_kd.data import MappedSequences, SequenceData
 from ensemble_kd.ensemble import (
     Classifier,
     EnsembleKD,
@@ -19,6 +19,8 @@ from ensemble_kd.ensemble import (
     checksum,
 )
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import flag, instance, tensor
+from ensemble_kd.internal import generator as check_generator
 from ensemble_kd.losses import (
     AP,
     KD,
@@ -56,6 +58,8 @@ class FromTeacher(ItemLoss):
     """
 
     def __init__(self, teacher: EnsembleKD, *, spliced: bool = True) -> None:
+        instance("FromTeacher", "teacher", teacher, EnsembleKD, "Pass a trained ensemble.")
+        flag("FromTeacher", "spliced", spliced)
         teacher.place.require_whole("FromTeacher")
         self.teacher, self.spliced = teacher, spliced
         vectors = teacher.item_vectors()
@@ -162,6 +166,9 @@ def distill(
         >>> len(found.student), found.student.hidden_size
         (1, 8)
     """
+    instance("distill", "ensemble", ensemble, EnsembleKD, "Pass a trained ensemble.")
+    instance("distill", "data", data, (SequenceData, MappedSequences), "Pass the sequences to learn from.")
+    flag("distill", "spliced", spliced)
     ensemble.place.require_whole("distill")
     own = terms_by_name(ensemble.losses).get("ap")
     with_ap = own is not None and data.item_attributes is not None
@@ -173,7 +180,7 @@ def distill(
         fix = "Pass losses=10 * KD(temperature=1.0), or that and AP()."
         raise EnsembleKDError("distill", "losses with KD, and AP at most", repr(losses), fix)
     chosen = ensemble.objective if objective is None else objective
-    if chosen.negatives is not None:
+    if getattr(chosen, "negatives", None) is not None:
         if objective is not None or not isinstance(chosen, MaskedItem | NextItem):
             fix = "Pass one without negatives: the student learns from the teacher's whole distribution."
             raise EnsembleKDError("distill", "an objective over all items", repr(chosen), fix)
@@ -213,6 +220,8 @@ def splice(item_ids: Tensor, *, generator: torch.Generator | None = None) -> Ten
         >>> spliced.shape, spliced[:, -1].tolist()
         (torch.Size([2, 5]), [3, 8])
     """
+    tensor("splice", "item_ids", item_ids, "b l", "int64")
+    check_generator("splice", generator)
     (b, length), device = item_ids.shape, item_ids.device
     column, count = torch.arange(length, device=device), (item_ids != 0).sum(dim=1)
     share = torch.rand(2, b, 1, generator=generator, device=device)

@@ -19,7 +19,13 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, number
+from ensemble_kd.internal import (
+    choice,
+    flag,
+    instance,
+    number,
+    tensor,
+)
 
 Pool = Literal["flatten", "mean", "last"]
 Variant = Literal["paper", "reference_code"]
@@ -39,6 +45,9 @@ def item_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         >>> item_cross_entropy(torch.zeros(2, 3, 4), torch.tensor([0, 1, 3])).exp().round(decimals=4)
         tensor([4., 4.])
     """
+    sizes: dict[str, int] = {}
+    tensor("item_cross_entropy", "logits", logits, "n t v", "floating", sizes)
+    tensor("item_cross_entropy", "targets", targets, "t", "int64", sizes)
     n = logits.shape[0]
     per_target = F.cross_entropy(rearrange(logits, "n t v -> (n t) v"), targets.repeat(n), reduction="none")
     return rearrange(per_target, "(n t) -> n t", n=n).mean(dim=1)
@@ -61,6 +70,9 @@ def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float) -> Te
         True
     """
     temperature = number("kl_divergence", "temperature", temperature, above=0)
+    sizes: dict[str, int] = {}
+    for name, logits in (("teacher", teacher), ("student", student)):
+        tensor("kl_divergence", name, logits, "... t v", "floating", sizes)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = F.log_softmax(student / temperature, dim=-1)
     return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1).mean(dim=-1)
@@ -87,6 +99,8 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
         0.0
     """
     temperature = number("knowledge_distillation", "temperature", temperature, above=0)
+    flag("knowledge_distillation", "scale_by_temperature_squared", scale_by_temperature_squared)
+    tensor("knowledge_distillation", "logits", logits, "n t v", "floating")
     n = logits.shape[0]
     if n == 1:
         return logits.new_zeros(())
@@ -119,6 +133,9 @@ def pool_sequence(hidden: Tensor, real: Tensor, *, pool: Pool = "flatten") -> Te
         [[[0.0, 1.0, 3.0]], [[2.0]], [[3.0]]]
     """
     choice("pool_sequence", "pool", pool, get_args(Pool))
+    sizes: dict[str, int] = {}
+    tensor("pool_sequence", "real", real, "... b l", "bool", sizes)
+    tensor("pool_sequence", "hidden", hidden, "... b l d", "floating", sizes)
     if pool == "last":
         return hidden[..., -1, :]
     masked = hidden.masked_fill(~real[..., None], 0.0)  # not a product: padding may be anything, NaN included
@@ -173,8 +190,16 @@ def contrast(
     """
     choice("contrast", "variant", variant, get_args(Variant))
     temperature = number("contrast", "temperature", temperature, above=0)
-    own = [F.normalize(group, dim=-1) for group in ([anchors] if isinstance(anchors, Tensor) else anchors)]
-    seen = [F.normalize(group, dim=-1) for group in ([views] if isinstance(views, Tensor) else views)]
+    own = [anchors] if isinstance(anchors, Tensor) else _listed("anchors", anchors)
+    seen = [views] if isinstance(views, Tensor) else _listed("views", views)
+    if len(own) != len(seen):
+        fix = "Pass the groups of anchors and of views in the same order."
+        raise EnsembleKDError("contrast", f"{len(own)} groups of views, as of anchors", len(seen), fix)
+    sizes: dict[str, int] = {}
+    for name, groups, axes in (("anchors", own, "n {b} {e}"), ("views", seen, "n m {b} {e}")):
+        for i, group in enumerate(groups):
+            tensor("contrast", name, group, axes.format(b=f"b{i}", e=f"e{i}"), "floating", sizes)
+    own, seen = ([F.normalize(group, dim=-1) for group in groups] for groups in (own, seen))
     n, b = len(own[0]), sum(group.shape[1] for group in own)
     if b < 2:
         raise EnsembleKDError(
@@ -200,6 +225,13 @@ def contrast(
     # A masked sum rather than total - icl, so that ccl is exactly 0 for one member and loses no digits otherwise.
     ccl = pairs.masked_fill(torch.eye(n, dtype=torch.bool, device=pairs.device), 0.0).sum()
     return Contrast(icl, ccl)
+
+
+def _listed(name: str, groups: Sequence[Tensor]) -> list[Tensor]:
+    instance("contrast", name, groups, (Tensor, list, tuple), "Pass one tensor, or a list of groups.")
+    if not groups:
+        raise EnsembleKDError("contrast", f"{name} in one group or more", "none", "Pass a tensor (n, b, e).")
+    return list(groups)
 
 
 def _all_cosines(groups: Sequence[Tensor]) -> Tensor:
@@ -235,6 +267,10 @@ def attribute_cross_entropy(logits: Tensor, attributes: Tensor, real: Tensor) ->
         >>> attribute_cross_entropy(torch.zeros(1, 2, 4), attributes, real).exp().round(decimals=4)
         tensor([2.])
     """
+    where, sizes = "attribute_cross_entropy", dict[str, int]()
+    tensor(where, "logits", logits, "n t a", "floating", sizes)
+    tensor(where, "attributes", attributes, "t k", "int64", sizes)
+    tensor(where, "real", real, "t", "bool", sizes)
     a = logits.shape[-1]
     n, t, k = logits.shape[0], *attributes.shape
     has = (attributes >= 0) & real[:, None]

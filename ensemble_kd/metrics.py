@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import whole
+from ensemble_kd.internal import tensor, whole
 
 CUTOFFS = (5, 10)
 METRICS = (*(f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS), "MRR")  # of the paper, and MRR
@@ -127,7 +127,7 @@ def metric_named(name: str) -> Callable[[Tensor], Tensor]:
         >>> metric_named("HR@2")(torch.tensor([0, 1, 2, 3])).item()
         0.5
     """
-    if name == "MRR":
+    if isinstance(name, str) and name == "MRR":
         return mrr
     found = re.fullmatch("(HR|NDCG)@([1-9][0-9]{0,8})", name) if isinstance(name, str) else None
     if found is None:
@@ -150,6 +150,7 @@ def metric_row(ranks: Tensor, names: Sequence[str] = METRICS) -> dict[str, float
         >>> metric_row(torch.tensor([0, 6]))["HR@5"], metric_row(torch.tensor([0, 6]), ["HR@7"])
         (0.5, {'HR@7': 1.0})
     """
+    tensor("metric_row", "ranks", ranks)
     if ranks.ndim != 1:
         raise EnsembleKDError(
             "metric_row", "ranks of shape (b,)", tuple(ranks.shape), "Pass one member's ranks per call."
@@ -170,6 +171,10 @@ def disagreement(lists: Tensor) -> Tensor:
         >>> disagreement(torch.tensor([[[1, 2]], [[2, 3]]]))  # one item of three in common
         tensor([0.6667])
     """
+    tensor("disagreement", "lists", lists, "... k", "whole")
+    if lists.ndim < 2:
+        fix = "Stack one list for each member."
+        raise EnsembleKDError("disagreement", "lists (n, ..., k)", tuple(lists.shape), fix)
     n, k = len(lists), lists.shape[-1]
     common = (lists[:, None, ..., :, None] == lists[None, ..., None, :]).sum(dim=(-1, -2))  # (n, n, ...)
     apart = 1 - common / (2 * k - common)
@@ -178,12 +183,18 @@ def disagreement(lists: Tensor) -> Tensor:
 
 def _top(ranks: Tensor, k: int, where: str) -> Tensor:
     k = whole(where, "k", k, least=1)
+    tensor(where, "ranks", ranks, kind="whole")
     if ranks.ndim == 0 or ranks.shape[-1] == 0:
         raise EnsembleKDError(where, "ranks (..., b) with b >= 1", tuple(ranks.shape), "Evaluate at least one user.")
     return ranks < k
 
 
 def _check(scores: Tensor, target: Tensor, exclude: Tensor | None) -> None:
+    for name, given in {"scores": scores, "target": target, "exclude": exclude}.items():
+        if given is not None or name != "exclude":
+            tensor("ranks", name, given)
+    if scores.is_complex() or scores.dtype == torch.bool:
+        raise EnsembleKDError("ranks", "scores of real numbers", str(scores.dtype), "Convert them with .float().")
     if scores.ndim < 2 or scores.shape[-1] < 2:
         got = tuple(scores.shape)
         raise EnsembleKDError("ranks", "scores (..., b, v + 1) with v >= 1", got, "Column 0 stands for padding.")
@@ -195,11 +206,11 @@ def _check(scores: Tensor, target: Tensor, exclude: Tensor | None) -> None:
         got = tuple(exclude.shape)
         raise EnsembleKDError("ranks", f"exclude of shape (b, k) = ({b}, k)", got, "Pad each user's ids with 0.")
     ids = {"target": (target, 1)} | ({} if exclude is None else {"exclude": (exclude, 0)})
-    for name, (tensor, lowest) in ids.items():
-        if tensor.dtype != torch.int64:
-            raise EnsembleKDError("ranks", f"{name} of dtype int64", tensor.dtype, "Item ids are int64.")
-        if tensor.numel():
-            low, high = torch.stack(tensor.aminmax()).tolist()
+    for name, (values, lowest) in ids.items():
+        if values.dtype != torch.int64:
+            raise EnsembleKDError("ranks", f"{name} of dtype int64", values.dtype, "Item ids are int64.")
+        if values.numel():
+            low, high = torch.stack(values.aminmax()).tolist()
             if low < lowest or high > v:
                 fix = "Scores need num_items + 1 columns, and ids lie within them."
                 raise EnsembleKDError("ranks", f"{name} ids in {lowest}..{v}", f"{low}..{high}", fix)

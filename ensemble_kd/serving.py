@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, shown, whole
+from ensemble_kd.internal import choice, shown, tensor, whole
 from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
@@ -95,6 +95,7 @@ def query_vectors(states: Tensor, widths: Sequence[int] | None = None) -> Tensor
         >>> query_vectors(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
         tensor([[0.5000, 1.0000, 1.5000, 2.0000, 1.0000]])
     """
+    tensor("query_vectors", "states", states, "n b d", "floating")
     joined = _side_by_side(states / len(states), widths)
     return _finite("query_vectors", torch.cat([joined, joined.new_ones(len(joined), 1)], dim=1))
 
@@ -109,6 +110,9 @@ def item_vectors(weight: Tensor, bias: Tensor, widths: Sequence[int] | None = No
         >>> item_vectors(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.5], [1.5]]))
         tensor([[1., 2., 1.]])
     """
+    sizes: dict[str, int] = {}
+    tensor("item_vectors", "weight", weight, "n v d", "floating", sizes)
+    tensor("item_vectors", "bias", bias, "n v", "floating", sizes)
     return _finite("item_vectors", torch.cat([_side_by_side(weight, widths), bias.mean(dim=0)[:, None]], dim=1))
 
 
@@ -130,6 +134,10 @@ def aggregate_scores(logits: Tensor, aggregate: Aggregate, weights: Tensor | Non
         >>> [aggregate_scores(logits, how).argmax().item() for how in ("logits", "probabilities", "ranks")]
         [1, 1, 2]
     """
+    choice("aggregate_scores", "aggregate", aggregate, get_args(Aggregate))
+    tensor("aggregate_scores", "logits", logits, "... c", "floating")
+    if logits.ndim < 2:
+        raise EnsembleKDError("aggregate_scores", "logits (n, ..., c)", shown(logits), "Stack one row for each member.")
     if aggregate == "logits":
         return _mean(logits, weights)
     if aggregate == "probabilities":
@@ -189,7 +197,11 @@ def top_items(
         >>> top_items(states, weight, bias, k=2, candidates=[3, 3, 1]).items
         tensor([[3, 1]])
     """
-    where, (v, d), b = "recommend", weight.shape[1:], states.shape[1]
+    where = "recommend"
+    _check_scoring(where, states, weight, bias)
+    if seen is not None:
+        tensor(where, "seen", seen, "b l", "int64", {"b": states.shape[1]})
+    (v, d), b = weight.shape[1:], states.shape[1]
     choice(where, "aggregate", aggregate, get_args(Aggregate))
     if temperatures is not None:
         states, bias = states / temperatures[:, None, None], bias / temperatures[:, None]
@@ -250,6 +262,7 @@ def uncertainty(
         >>> [round(float(value), 2) for value in sure]
         [0.69, 0.69, 1.0]
     """
+    _check_scoring("uncertainty", states, weight, bias)
     v = weight.shape[1]
     k = whole("uncertainty", f"k of {v} items", k, least=1, most=v)
     if temperatures is not None:
@@ -268,6 +281,13 @@ def uncertainty(
             (_finite("uncertainty", entropy), (entropy - _mean(each, weights)).clamp(min=0), apart.to(entropy))
         )
     return Uncertainty(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def _check_scoring(where: str, states: Tensor, weight: Tensor, bias: Tensor) -> None:
+    sizes: dict[str, int] = {}
+    tensor(where, "states", states, "n b d", "floating", sizes)
+    tensor(where, "weight", weight, "n v d", "floating", sizes)
+    tensor(where, "bias", bias, "n v", "floating", sizes)
 
 
 def _blocks(states: Tensor, columns: int) -> Iterator[slice]:

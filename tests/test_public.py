@@ -33,8 +33,9 @@ SURFACE = {
         BERT4Rec Caser from_huggingface GRU4Rec right_padded SASRec
     """,
     "ensemble": """
-        Attributes check_catalogue check_output checksum choose_precision Chosen Classifier default_losses EnsembleKD
-        fingerprint ItemLoss Mutual Precision probe size_of speedup Step Weighting without_addresses
+        Attributes check_attributes check_catalogue check_model_and_data check_output checksum choose_precision Chosen
+        Classifier default_losses EnsembleKD fingerprint ItemLoss Mutual Precision probe size_of speedup
+        Step Weighting without_addresses
     """,
     "errors": """
         EnsembleKDError first_line import_extra

@@ -19,7 +19,7 @@ from ensemble_kd.data.columns import (
 )
 from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import is_whole, shown, whole
+from ensemble_kd.internal import instance, is_whole, shown, whole
 
 _WIDE_ENTRIES = 50_000_000
 _WIDE_RATIO = 8
@@ -62,7 +62,7 @@ class ItemAttributes:
 
     def __post_init__(self) -> None:
         where, table = "ItemAttributes", self.table
-        flat = isinstance(table, Tensor) and table.ndim == 2 and table.dtype == torch.int64
+        flat = isinstance(table, Tensor) and table.ndim == 2 and table.dtype == torch.int64 and not table.is_meta
         if not flat or table.shape[0] < 3 or table.shape[1] < 1:
             expected = "a table (num_items + 2, k) int64 as a tensor"
             raise EnsembleKDError(where, expected, shown(table), "Build it with from_dict.")
@@ -96,6 +96,7 @@ class ItemAttributes:
         """
         where = "ItemAttributes.from_dict"
         num_items = whole(where, "num_items", num_items, least=1)
+        instance(where, "attributes", attributes, Mapping, "Pass {item: [attribute ids, from 1]}.")
         rows = {}
         for item, ids in attributes.items():
             if not (is_whole(item) and 1 <= item <= num_items):

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import shown, whole
+from ensemble_kd.internal import is_whole, shown, whole
+
+
+def check_part(where: str, part: tuple[int, int]) -> int:
+    """Check (this process, all processes); return the second.
+
+    Raises:
+        EnsembleKDError: anything else.
+    """
+    if not (isinstance(part, tuple) and len(part) == 2 and all(map(is_whole, part)) and 0 <= part[0] < part[1]):
+        raise EnsembleKDError(where, "part (process, processes)", shown(part), "Pass (0, 1) for a single process.")
+    return int(part[1])
 
 
 class BatchPlan:
@@ -58,6 +69,8 @@ class BatchPlan:
             raise EnsembleKDError(where, "windows (w, l) int64", got, "Pass SequenceData.train_windows(max_len).")
         batch_size = whole(where, "batch_size", batch_size, least=1)
         seed, epoch = whole(where, "seed", seed, least=0), whole(where, "epoch", epoch, least=0)
+        at_least = whole(where, "at_least", at_least, least=1)
+        check_part(where, part)
         self.windows, self.part = windows, part
         rows, width = windows.shape
         oldest = (windows != 0).to(torch.uint8).argmax(dim=1)  # column of the first item of each window

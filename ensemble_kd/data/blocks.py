@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ensemble_kd.data.batches import check_part
 from ensemble_kd.data.mapped import MappedWindows
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import whole
+from ensemble_kd.internal import shown, whole
 
 TOGETHER = 16  # blocks that a process reads and shuffles at a time
 
@@ -62,7 +63,10 @@ class BlockPlan:
         epoch: int,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        where, (_, processes) = "BlockPlan", part
+        where, processes = "BlockPlan", check_part("BlockPlan", part)
+        if isinstance(windows, type) or not hasattr(windows, "counts"):
+            fix = "Pass MappedSequences(...).train_windows(max_len)."
+            raise EnsembleKDError(where, "windows of MappedSequences", shown(windows), fix)
         batch_size = whole(where, "batch_size", batch_size, least=processes)
         seed, epoch = whole(where, "seed", seed, least=0), whole(where, "epoch", epoch, least=0)
         self.windows, self.part = windows, part

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import numpy as np
@@ -20,7 +19,13 @@ from ensemble_kd.data.ragged import window_spans
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.data.splits import Split
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, whole
+from ensemble_kd.internal import (
+    choice,
+    file_path,
+    flag,
+    instance,
+    whole,
+)
 
 BLOCK = 1 << 16  # interactions that are read together
 
@@ -53,8 +58,11 @@ class MappedSequences:
         verify: bool = True,
     ) -> None:
         where = "MappedSequences"
-        opened = open_sequences(Path(folder), verify=verify)
+        opened = open_sequences(file_path(where, "folder", folder), verify=flag(where, "verify", verify))
         self.num_users, self.num_items, self.num_interactions, self.checksum, self._items, self._offsets = opened
+        if item_attributes is not None:
+            fix = "Build them with ItemAttributes.from_dict(..., num_items)."
+            instance(where, "item_attributes", item_attributes, ItemAttributes, fix)
         if item_attributes is not None and len(item_attributes) != self.num_items:
             fix = "Build them with ItemAttributes.from_dict(..., num_items)."
             raise EnsembleKDError(where, f"attributes of {self.num_items} items", len(item_attributes), fix)
@@ -100,6 +108,8 @@ class MappedSequences:
 
     def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> MappedWindows:
         """Return the windows of ``SequenceData.train_windows``, which stay on disk."""
+        sizes = {"max_len": max_len, "step": step, "min_len": min_len}
+        max_len, step, min_len = (whole("train_windows", name, size, least=1) for name, size in sizes.items())
         return MappedWindows(self, max_len, step, min_len)
 
     def __repr__(self) -> str:

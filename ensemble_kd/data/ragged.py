@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import tensor, whole
+
+MOST_COLUMNS = 1 << 31
+
 
 def keep_first(items: Tensor, offsets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Keep the oldest entries of each row, of which it has as many.
@@ -52,11 +57,22 @@ def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Ten
     Returns:
         (rows, width) int64.
 
+    Raises:
+        EnsembleKDError: an argument that cannot be used.
+
     Examples:
         >>> left_padded(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 4]), torch.tensor([1, 2]), 3)
         tensor([[0, 0, 1],
                 [0, 3, 4]])
     """
+    sizes: dict[str, int] = {}
+    tensor("left_padded", "items", items, "total", "whole", empty=True)
+    for name, given in (("ends", ends), ("lengths", lengths)):
+        tensor("left_padded", name, given, "rows", "int64", sizes, empty=True)
+    width = whole("left_padded", "width", width, least=1, most=MOST_COLUMNS)
+    if len(ends) and not (int(ends.min()) >= 0 and int(ends.max()) <= len(items)):
+        got = f"{int(ends.min())}..{int(ends.max())}"
+        raise EnsembleKDError("left_padded", f"ends in 0..{len(items)}", got, "A row ends before items[end].")
     # A sliding view of the flat items: entry `end` is the window of `width` items that ends there. No index matrix.
     sliding = torch.nn.functional.pad(items, (width, 0)).unfold(0, width, 1)
     return sliding[ends].masked_fill_(torch.arange(width) < (width - lengths).unsqueeze(1), 0)

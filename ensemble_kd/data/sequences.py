@@ -28,7 +28,7 @@ from ensemble_kd.data.rows import MOST_ITEMS, as_row
 from ensemble_kd.data.splits import Splits
 from ensemble_kd.data.vocabulary import Vocabulary
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import shown, whole
+from ensemble_kd.internal import instance, shown, whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,8 +71,8 @@ class SequenceData(Splits):
     def __post_init__(self) -> None:
         where, items, offsets = "SequenceData", self.items, self.offsets
         for name, tensor in {"items": items, "offsets": offsets}.items():
-            if not isinstance(tensor, Tensor):
-                fix = "Use SequenceData.from_sequences, or torch.as_tensor."  # type: ignore[unreachable]
+            if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+                fix = "Use SequenceData.from_sequences, or torch.as_tensor."
                 raise EnsembleKDError(where, f"flat int64 {name} as a tensor", shown(tensor), fix)
             if tensor.ndim != 1 or tensor.dtype != torch.int64 or tensor.device.type != "cpu":
                 got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
@@ -97,6 +97,8 @@ class SequenceData(Splits):
             "user_names": (self.user_names, self.num_users),
         }
         for name, (given, wanted) in counts.items():
+            if given is not None and not isinstance(given, ItemAttributes if name == "item_attributes" else tuple):
+                raise EnsembleKDError(where, f"{name} of length {wanted}", shown(given), "Give one to each, or None.")
             if given is not None and len(given) != wanted:
                 raise EnsembleKDError(where, f"{name} of length {wanted}", len(given), "Give one to each, or None.")
 
@@ -130,6 +132,7 @@ class SequenceData(Splits):
         where = "SequenceData.from_sequences"
         most = MOST_ITEMS if num_items is None else whole(where, "num_items", num_items, least=1, most=MOST_ITEMS)
         least = least_items(holdout)
+        instance(where, "sequences", sequences, Iterable, "Pass one sequence of item ids for each user.")
         rows = [as_row(where, sequence, user, most=most, least=least) for user, sequence in enumerate(sequences)]
         if not rows:
             raise EnsembleKDError(where, "at least one sequence", "none", "Pass one sequence for each user.")

@@ -92,6 +92,7 @@ class Splits:
             >>> SequenceData.from_sequences([[1, 2, 3, 4], [4, 5, 6]]).target("valid")
             tensor([3, 5])
         """
+        choice("SequenceData.target", "split", split, get_args(Split))
         if split in ("train", "all"):
             fix = "Training targets come from the windows, by the objective."
             raise EnsembleKDError("SequenceData.target", "split 'valid' or 'test'", repr(split), fix)

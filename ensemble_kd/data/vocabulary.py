@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, shown
+from ensemble_kd.internal import choice, instance, shown
 
 Unknown: TypeAlias = Literal["error", "drop"]
 UNKNOWN: tuple[Unknown, ...] = ("error", "drop")
@@ -51,6 +51,11 @@ Pass unknown="drop" to leave them out, or look for another spelling or type.
     """
 
     def __init__(self, names: Iterable[Hashable], *, first: int = 1, kind: str = "item") -> None:
+        instance("vocabulary", "names", names, Iterable, "Pass a list.")
+        if isinstance(names, str | bytes):
+            raise EnsembleKDError(
+                "vocabulary", "a list of names", shown(names), "Pass a list, of one name if there is one."
+            )
         self.names, self.first, self.kind = tuple(names), first, kind
         where = "vocabulary"
         types = dict.fromkeys(map(type, self.names))

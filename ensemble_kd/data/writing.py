@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble_kd.data.rows import MOST_ITEMS, as_row
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import replacing, sync_folder, whole
+from ensemble_kd.internal import file_path, instance, replacing, sync_folder, whole
 
 ABOUT, PART = "about.json", "writing"
 ITEMS, OFFSETS = "items-{}.int32", "offsets-{}.int64"
@@ -45,7 +45,8 @@ def write_sequences(folder: str | PathLike[str], sequences: Iterable[Iterable[in
         ...     MappedSequences(folder)
         MappedSequences(num_users=2, num_items=4, num_interactions=7, num_attributes=0, block=65536)
     """
-    path = Path(folder)
+    path = file_path("write_sequences", "folder", folder)
+    instance("write_sequences", "sequences", sequences, Iterable, "Pass one sequence of item ids for each user.")
     num_items = whole("write_sequences", "num_items", num_items, least=1, most=MOST_ITEMS)
     part = path / PART
     try:

@@ -49,7 +49,7 @@ class Place:
         """
         if mesh is None:
             return cls()
-        names = mesh.mesh_dim_names or ()
+        names = getattr(mesh, "mesh_dim_names", None) or ()
         fix = 'Use init_device_mesh("cpu", (2, 3), mesh_dim_names=("data", "member")).'
         if not names or not set(names) <= {"data", "member"}:
             raise EnsembleKDError("mesh", "dimensions named 'data', 'member' or both", names, fix)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, is_whole, whole
+from ensemble_kd.internal import (
+    choice,
+    flag,
+    instance,
+    is_whole,
+    whole,
+)
 
 Positions = Literal["last", "all"]
 
@@ -80,6 +86,7 @@ def from_huggingface(
         (9, True, torch.Size([1, 3, 4]))
     """
     where = "from_huggingface"
+    instance(where, "model", model, nn.Module, "Pass the model itself.")
     config = getattr(model, "config", None)
     if num_items is None:
         rows = getattr(config, "vocab_size", None)
@@ -93,6 +100,9 @@ def from_huggingface(
         raise EnsembleKDError(where, "padding id 0", padding, "Build the model with pad_token_id=0 in its config.")
     if max_len is None:
         max_len = getattr(config, "max_position_embeddings", None)
+    max_len = None if max_len is None else whole(where, "max_len", max_len, least=1)
+    if causal is not None:
+        flag(where, "causal", causal)
     if causal is None:
         causal = bool(getattr(config, "is_decoder", False)) or getattr(config, "model_type", None) in CAUSAL_TYPES
     return HuggingFaceEncoder(model, num_items, max_len, causal)
@@ -172,11 +182,18 @@ def right_padded(
         (9, tensor([[4.],
                 [8.]]))
     """
-    positions = choice("right_padded", "positions", positions, get_args(Positions))
+    where = "right_padded"
+    instance(where, "model", model, nn.Module, "Pass the model itself.")
+    positions = choice(where, "positions", positions, get_args(Positions))
+    flag(where, "lengths", lengths)
     if num_items is None and is_whole(rows := getattr(model, "n_items", None)):
         num_items = rows - 1
     if max_len is None:
         max_len = getattr(model, "max_seq_length", None)
+    num_items = None if num_items is None else whole(where, "num_items", num_items, least=1)
+    max_len = None if max_len is None else whole(where, "max_len", max_len, least=1)
+    if causal is not None:
+        flag(where, "causal", causal)
     if causal is None:
         causal = bool(getattr(model, "causal", positions == "last"))
     return RightPadded(model, positions, lengths, num_items, max_len, causal)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensemble_kd.encoders.parts import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
+from ensemble_kd.internal import flag, whole
 
 
 class Block(nn.Module):
@@ -80,9 +81,12 @@ class BERT4Rec(SequenceEncoder):
         output_head: bool = False,
         init_std: float | None = None,
     ) -> None:
+        d_model = whole("BERT4Rec", "d_model", d_model, least=1)
         d_ff = 4 * d_model if d_ff is None else d_ff
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
         d_model, max_len = self.d_model, self.max_len
+        flag("BERT4Rec", "norm_first", norm_first)
+        flag("BERT4Rec", "output_head", output_head)
         self.position_embedding = nn.Parameter(torch.empty(max_len, d_model))
         self.blocks = nn.ModuleList(
             Block(d_model, num_heads, d_ff, self.dropout, norm_first) for _ in range(num_layers)

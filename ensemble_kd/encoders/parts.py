@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import is_vmap_slice, number, view_as_int16, whole
+from ensemble_kd.internal import is_vmap_slice, number, shown, view_as_int16, whole
 
 # Added to the attention scores of hidden keys. exp() of it is exactly 0 in every precision; finite also in float16,
 # so that a row with nothing to attend to gives a mean instead of a NaN.
@@ -36,6 +36,11 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return x * (keep.to(x.dtype) * (65536 / (65536 - dropped)))
 
 
+# The largest sizes that are no mistake: beyond them, memory or time would end before the encoder is built.
+MOST = {"num_items": 2**31 - 3, "num_layers": 1000, "window": 1000}
+MOST_FEATURES = 2**20
+
+
 class SequenceEncoder(nn.Module):
     """The frame of the encoders here: checked arguments, the item embedding, checked input.
 
@@ -49,7 +54,7 @@ class SequenceEncoder(nn.Module):
         where = type(self).__name__
         sizes = {"num_items": num_items, "d_model": d_model, "max_len": max_len, **positive}
         for name, value in sizes.items():
-            sizes[name] = whole(where, name, value, least=1)
+            sizes[name] = whole(where, name, value, least=1, most=MOST.get(name, MOST_FEATURES))
         self.num_items, self.d_model, self.max_len = sizes["num_items"], sizes["d_model"], sizes["max_len"]
         self.dropout = number(where, "dropout", dropout, least=0, below=1)
         self.item_embedding = nn.Embedding(num_items + 2, d_model, padding_idx=0)
@@ -57,6 +62,9 @@ class SequenceEncoder(nn.Module):
     def check(self, item_ids: Tensor) -> None:
         """Raise EnsembleKDError unless ``item_ids`` is (b, l) of integers with 1 <= l <= max_len."""
         where = type(self).__name__
+        if not isinstance(item_ids, Tensor) or item_ids.is_complex() or item_ids.dtype == torch.bool:
+            got = shown(item_ids)
+            raise EnsembleKDError(where, "item_ids (b, l) of integers", got, "Pass a tensor of item ids.")
         if item_ids.dim() != 2 or item_ids.is_floating_point():
             got = f"{tuple(item_ids.shape)} {item_ids.dtype}"
             raise EnsembleKDError(where, "item_ids (b, l) of integers", got, "Pad sequences with 0 on the left.")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensemble_kd.encoders.parts import HIDDEN_KEY, SelfAttention, SequenceEncoder, dropout
-from ensemble_kd.internal import choice
+from ensemble_kd.internal import choice, flag
 
 
 class CausalBlock(nn.Module):
@@ -118,6 +118,8 @@ class SASRec(SequenceEncoder):
         d_ff = d_model if d_ff is None else d_ff
         super().__init__(num_items, d_model, max_len, dropout, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff)
         d_model, max_len = self.d_model, self.max_len
+        flag("SASRec", "norm_first", norm_first)
+        flag("SASRec", "scale_embedding", scale_embedding)
         choice("SASRec", "activation", activation, ("relu", "gelu"))
         relative = choice("SASRec", "positions", positions, ("learned", "relative")) == "relative"
         if relative:

@@ -1,7 +1,9 @@
 """``EnsembleKD``: the parts put together."""
 
+from ensemble_kd.ensemble.checked import check_model_and_data
 from ensemble_kd.ensemble.contract import (
     Attributes,
+    check_attributes,
     check_catalogue,
     check_output,
     probe,
@@ -24,7 +26,9 @@ __all__ = [
     "Precision",
     "Step",
     "Weighting",
+    "check_attributes",
     "check_catalogue",
+    "check_model_and_data",
     "check_output",
     "checksum",
     "choose_precision",

@@ -15,7 +15,7 @@ from typing_extensions import get_protocol_members
 
 from ensemble_kd.data import Vocabulary
 from ensemble_kd.errors import EnsembleKDError, first_line
-from ensemble_kd.internal import is_whole, shown
+from ensemble_kd.internal import instance, is_whole, shown
 from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import MixedModule, StackedModule
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ensemble_kd.data import AnySequences
     from ensemble_kd.ensemble.model import EnsembleKD
 
+MOST = 2**31 - 3  # items or positions
 LEAK = 1e-3  # relative change of earlier states by a later item; rounding is far below, a leak far above
 
 
@@ -47,7 +48,7 @@ def size_of(member: nn.Module, name: str, given: int | None) -> int:
         EnsembleKDError: neither is a whole number >= 1.
     """
     value: Any = given if given is not None else getattr(member, name, None)
-    if not is_whole(value) or value < 1:
+    if not is_whole(value) or not 1 <= value <= MOST:
         fix = f"Pass {name}=..., or give the encoder an attribute of that name."
         raise EnsembleKDError("EnsembleKD", f"a whole number {name} >= 1", repr(value), fix)
     return int(value)
@@ -89,6 +90,8 @@ def check_tie(
     Raises:
         EnsembleKDError: there is no such embedding, or it has another shape.
     """
+    fix = 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
+    instance("classifier", "classifier", classifier, str, fix)
     if classifier == "linear":
         return None
     where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
@@ -140,6 +143,9 @@ def check_ids(where: str, item_ids: Tensor, *, highest: int, at_least: int = 1) 
         ensemble_kd.errors.EnsembleKDError: loss: expected an item in the last column of every row, got a row that \
 ends in padding. Pad on the left with 0 (ensemble_kd.encoders turns right padding), and leave empty rows out.
     """
+    if isinstance(item_ids, Tensor) and (item_ids.is_meta or item_ids.layout != torch.strided):
+        got, fix = f"{item_ids.layout} on {item_ids.device}", "Pass an ordinary tensor: item_ids.to_dense()."
+        raise EnsembleKDError(where, "item_ids as a dense tensor", got, fix)
     if not isinstance(item_ids, Tensor) or item_ids.dtype != torch.int64:
         got = str(item_ids.dtype) if isinstance(item_ids, Tensor) else type(item_ids).__name__
         how = "item_ids.long()" if isinstance(item_ids, Tensor) else "torch.as_tensor(item_ids)"

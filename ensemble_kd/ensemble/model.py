@@ -31,6 +31,8 @@ from ensemble_kd.ensemble.packing import Packed, pack
 from ensemble_kd.ensemble.scoring import Scoring
 from ensemble_kd.ensemble.step import Step, training_step
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import generator as check_generator
+from ensemble_kd.internal import whole
 from ensemble_kd.losses import Loss
 from ensemble_kd.objectives import Objective
 from ensemble_kd.stacking import Backend, Factories, Heads, build_members, check_modules, duplicate, factories_of, stack
@@ -148,7 +150,10 @@ class EnsembleKD(Scoring):
         table = None if item_attributes is None else item_attributes.table.to(outs[0].device)
         self.register_buffer("attribute_table", table, persistent=False)
         usual = default_losses(with_attributes=item_attributes is not None, with_ccl=len(set(self.widths)) == 1)
-        self.losses = usual if losses is None else losses
+        losses = usual if losses is None else losses
+        # Here, too: torch registers a module that is assigned without a call of the setter.
+        check_losses(losses, with_attributes=item_attributes is not None, widths=self.widths)
+        self.losses = losses
         self.tied_name = check_tie(self.encoder, classifier, num_items=self.num_items, widths=self.widths)
         first = self.place.own_members(len(factories)).start
         heads = partial(Heads, len(members), d=self.widths, seed=seed, like=outs[0], first=first)
@@ -278,6 +283,7 @@ class EnsembleKD(Scoring):
             EnsembleKDError: ids of a wrong shape, type or range; a contrastive loss with fewer than two sequences.
         """
         if validate:
+            check_generator("loss", generator)
             check_ids("loss", item_ids, highest=self.num_items, at_least=self.objective.min_items)
             check_lengths("loss", item_ids, lengths)
             if item_ids.device != self.device:
@@ -317,6 +323,8 @@ class EnsembleKD(Scoring):
         Raises:
             EnsembleKDError: there is no such member, or another process has it.
         """
+        i = whole("member", "i", i)
+        i += len(self) * (-len(self) <= i < 0)
         own = self.place.own_members(len(self))
         if self.place.member is not None and i not in own:
             fix = "Ask the process that has it, or load the weights of all in one process."

@@ -14,7 +14,7 @@ from ensemble_kd.distributed import Place, gather_members, mean_members
 from ensemble_kd.ensemble.contract import check_ids, check_output
 from ensemble_kd.ensemble.weights import Weighted
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import to_device
+from ensemble_kd.internal import flag, to_device
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Heads, MixedModule, StackedModule, inner_rows
@@ -174,6 +174,7 @@ class Scoring(Weighted):
             >>> sorted(items[0].tolist())
             [4, 5]
         """
+        flag("recommend", "exclude_seen", exclude_seen)
         item_ids = self._checked("recommend", item_ids, highest=self.num_items)
         states = self._serve(item_ids)
         seen = item_ids if exclude_seen else None

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ensemble_kd.data import SequenceData
 from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation.ranking import LONGEST, TILE_BYTES, Exclude, evaluate
-from ensemble_kd.internal import whole
+from ensemble_kd.internal import instance, tensor, whole
 
 _METRIC = "NDCG@10"
 _BINS = 15  # of the expected calibration error
@@ -90,6 +91,8 @@ def calibrate(
         >>> found.after.log_loss <= found.before.log_loss, torch.equal(found.weights, model.weights)
         (True, True)
     """
+    instance("calibrate", "model", model, EnsembleKD, "Pass a trained ensemble.")
+    instance("calibrate", "data", data, SequenceData, "Pass sequences in memory.")
     model.place.require_whole("calibrate")
     users = whole("calibrate", "users", users, least=1)
     n, device = len(model), model.device
@@ -101,6 +104,8 @@ def calibrate(
     own = torch.cat([_minimum(problem.of_member(i), torch.ones(1, dtype=torch.float64)) for i in range(n)])
     own = own.clamp(min=_SMALLEST)  # 1 / temperature of each member by itself
     best = _minimum(problem.of_all, uniform)
+    if not float(best.sum()) > 0:  # members that know less than nothing: the best of their mixtures is uniform scores
+        best = best.new_full((n,), _SMALLEST)
     weights, temperatures = _shares(best, own)
     model.weigh(weights.to(device), temperatures.to(device))
     ndcg = evaluate(model, data, split, exclude=exclude).rows["ensemble"][_METRIC]
@@ -193,12 +198,21 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
         confidence: (b,) probabilities of the first choices.
         right: (b,) 1 if the first choice is the target, else 0.
 
+    Raises:
+        EnsembleKDError: tensors that are not such lists.
+
     Examples:
         >>> calibration_error(torch.tensor([0.75, 0.75, 0.75, 0.75]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
         0.0
         >>> calibration_error(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]))
         0.5
     """
+    sizes: dict[str, int] = {}
+    tensor("calibration_error", "confidence", confidence, "b", "floating", sizes)
+    tensor("calibration_error", "right", right, "b", sizes=sizes)
+    if right.is_complex() or float(confidence.detach().min()) < 0 or float(confidence.detach().max()) > 1 + 1e-6:
+        fix = "Pass probabilities, and 1 or 0 for each."
+        raise EnsembleKDError("calibration_error", "confidence in [0, 1] and real numbers", "others", fix)
     bins = (confidence.double() * _BINS).long().clamp(max=_BINS - 1)
     gaps = torch.zeros(_BINS, dtype=torch.float64, device=bins.device)
     gaps.index_add_(0, bins, confidence.double() - right.double())

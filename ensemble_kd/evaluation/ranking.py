@@ -19,9 +19,9 @@ from ensemble_kd.distributed import (
     sum_members_,
     sum_rows,
 )
-from ensemble_kd.ensemble import Chosen, EnsembleKD, Precision, check_catalogue, choose_precision
+from ensemble_kd.ensemble import Chosen, EnsembleKD, Precision, check_catalogue, check_model_and_data, choose_precision
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, whole
+from ensemble_kd.internal import choice, instance, whole
 from ensemble_kd.metrics import METRICS, metric_named, metric_row, ranks
 
 Exclude = Literal["none", "window", "history"]
@@ -128,9 +128,13 @@ def evaluate(
         >>> list(report.rows), report.protocol
         (['member 0', 'member 1', 'ensemble'], "leave-one-out test, 2 users, all 4 items ranked, exclude='history'")
     """
+    check_model_and_data("evaluate", model, data)
+    if place is not None:
+        instance("evaluate", "place", place, Place, "Leave it out.")
     choice("evaluate", "exclude", exclude, get_args(Exclude))
     batch_size = whole("evaluate", "batch_size", batch_size, least=1)
     max_len = None if max_len is None else whole("evaluate", "max_len", max_len, least=1)
+    instance("evaluate", "metrics", metrics, (list, tuple), 'Pass a list of names, such as ["HR@5"].')
     for name in metrics:
         metric_named(name)  # a wrong name is refused before anything is ranked
     check_catalogue("evaluate", model, data)
@@ -219,6 +223,7 @@ def evaluate_popularity(
         >>> evaluate_popularity(data, "test").ranks["popularity"].tolist()
         [0, 1]
     """
+    instance("evaluate_popularity", "data", data, SequenceData, "Pass sequences in memory.")
     choice("evaluate_popularity", "exclude", exclude, get_args(Exclude))
     max_len = whole("evaluate_popularity", "max_len", max_len, least=1)
     _require_targets("evaluate_popularity", data, split)

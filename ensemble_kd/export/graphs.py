@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
-from ensemble_kd.internal import onnx_fixes_recurrent_batches, replacing, whole
+from ensemble_kd.internal import file_path, instance, make_folder, onnx_fixes_recurrent_batches, replacing, whole
 
 EXAMPLE = (2, 3)  # of batch and length: neither 0 nor 1, which exporters take for constants
 
@@ -46,6 +46,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: EnsembleKD, k: int | None = None) -> None:
         super().__init__()
+        instance("export", "model", model, EnsembleKD, "Pass an ensemble.")
         model.place.require_whole("export")
         self.k = None if k is None else whole("export", "k", k, least=1, most=model.num_items)
         self.members = nn.ModuleList(model.encoder.member(i) for i in range(len(model)))
@@ -90,6 +91,7 @@ def to_program(model: EnsembleKD, *, k: int | None = None) -> torch.export.Expor
         >>> torch.allclose(to_program(model).module()(ids), model(ids), atol=1e-6)
         True
     """
+    instance("export", "model", model, EnsembleKD, "Pass an ensemble.")
     example = torch.ones(EXAMPLE, dtype=torch.long, device=model.device)
     # torch 2.6 takes no dimension without a largest size.
     shapes = ({i: torch.export.Dim(name, min=1, max=2**31 - 1) for i, name in enumerate(("batch", "length"))},)
@@ -116,11 +118,13 @@ def to_onnx(model: EnsembleKD, path: str | PathLike[str], *, k: int | None = Non
         fix = "Install a newer torch: this one exports nn.GRU, nn.LSTM and nn.RNN for one batch size."
         raise EnsembleKDError("to_onnx", "torch 2.7 or newer", torch.__version__, fix)
     outputs = ["scores"] if k is None else ["scores", "items"]
+    file = file_path("to_onnx", "path", path)
     exported = to_program(model, k=k)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, of its own parts; what it cannot do it raises
         program = torch.onnx.export(exported, input_names=["item_ids"], output_names=outputs, dynamo=True)
     assert program is not None
-    with replacing(Path(path)) as file:
-        file.write(program.model_proto.SerializeToString())
-    return Path(path)
+    make_folder("to_onnx", file.parent)
+    with replacing(file) as opened:
+        opened.write(program.model_proto.SerializeToString())
+    return file

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.data import Vocabulary
-from ensemble_kd.ensemble import Attributes, EnsembleKD
+from ensemble_kd.ensemble import Attributes, EnsembleKD, check_attributes
 from ensemble_kd.errors import EnsembleKDError, first_line, import_extra
 from ensemble_kd.export.configuration import (
     check_encoder_settings,
@@ -24,7 +24,7 @@ from ensemble_kd.export.configuration import (
     objective_of,
     to_json,
 )
-from ensemble_kd.internal import replacing
+from ensemble_kd.internal import file_path, flag, instance, make_folder, replacing, shown
 from ensemble_kd.objectives import Objective
 
 CONFIGURATION, CHECKSUM = "ensemble_kd", "checksum"  # keys of the file's metadata
@@ -59,12 +59,13 @@ def save(model: EnsembleKD, path: str | PathLike[str]) -> Path:
         True
     """
     safetensors = import_extra("safetensors.torch", extra="export", where="save")
+    instance("save", "model", model, EnsembleKD, "Pass an ensemble.")
     model.place.require_whole("save")
-    path = Path(path)
+    path = file_path("save", "path", path)
     if path.is_dir():
         fix = 'Name a file in it, such as "model.safetensors".'
         raise EnsembleKDError("save", "the path of a file", f"the folder {path}", fix)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder("save", path.parent)
     tensors, storages = {}, {}
     for name, tensor in model.state_dict().items():  # one file may not have a tensor twice: tied ones stand once
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
@@ -105,9 +106,11 @@ def load(
         EnsembleKDError: a file that is missing, damaged or something else, such as a pickle; another encoder's weights
             or settings; safetensors is not installed.
     """
-    path = Path(path)
+    path, device = file_path("load", "path", path), _device(device)
+    flag("load", "check_settings", check_settings)
     configuration, tensors = _read(path)
     content = from_json(configuration, str(path))
+    check_attributes(item_attributes, content["num_items"])
     names = tensors.pop(VOCABULARY, None)
     with_ap = item_attributes is not None and content["num_attributes"] > 0
     model = EnsembleKD(
@@ -131,6 +134,19 @@ def load(
     if check_settings:
         check_encoder_settings(content["encoder"], model)
     return model.to(device).eval()
+
+
+def _device(device: object) -> torch.device:
+    """Return a device that this build of torch and this machine have."""
+    try:
+        found: torch.device = torch.device(device)  # type: ignore[call-overload]
+        torch.empty(0, device=found)
+    except Exception as error:  # torch raises many kinds: RuntimeError, AssertionError, NotImplementedError
+        fix = 'Pass "cpu", or the name of an accelerator that torch finds.'
+        raise EnsembleKDError("load", "a device that is here", f"{shown(device)} ({first_line(error)})", fix) from error
+    if found.type == "meta":
+        raise EnsembleKDError("load", "a device with memory", "'meta'", 'Pass "cpu" or an accelerator.')
+    return found
 
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble_kd.data import AnySequences, MappedSequences, SequenceData, Vocabulary
+from ensemble_kd.data import AnySequences, ItemAttributes, MappedSequences, SequenceData, Vocabulary
 from ensemble_kd.ensemble import Attributes, EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.growing.encoders import extend, fill_larger
 from ensemble_kd.growing.rows import Initial, initial_rows
-from ensemble_kd.internal import is_whole, member_seed, seeded, shown
-from ensemble_kd.stacking import Factories, Heads, factories_of
+from ensemble_kd.internal import instance, is_whole, shown, whole
+from ensemble_kd.stacking import Factories, Heads, build_members, factories_of
+
+MOST_NEW = 2**30  # items
 
 
 def grow(
@@ -54,8 +56,12 @@ def grow(
         >>> grown.num_items, torch.allclose(grown(ids)[:, :10], model(ids))
         (12, True)
     """
+    instance("grow", "model", model, EnsembleKD, "Pass a trained ensemble.")
     model.place.require_whole("grow")
     num_items, vocabulary = _catalogue(model, new)
+    if item_attributes is not None:
+        fix = "Build them with ItemAttributes.from_dict(..., num_items)."
+        instance("grow", "item_attributes", item_attributes, ItemAttributes, fix)
     if item_attributes is None and isinstance(new, SequenceData | MappedSequences):
         item_attributes = new.item_attributes
     attributes = item_attributes if model.item_attributes is not None else None
@@ -96,7 +102,7 @@ def _catalogue(model: EnsembleKD, new: object) -> tuple[int, Vocabulary | None]:
         num_items = new.num_items
         names = known if names is None else names
     elif is_whole(new):
-        num_items, names = model.num_items + int(new), known
+        num_items, names = model.num_items + whole("grow", "new", new, most=MOST_NEW), known
     else:
         if known is None or isinstance(new, str | bytes) or not isinstance(new, Iterable):
             fix = "Pass their number, or train on data with names."
@@ -139,8 +145,7 @@ def _grown_member(
     if encoder_fn is None:
         extend(member, model.num_items, num_items, initial)
         return member
-    with seeded(member_seed(model.seed, i)):
-        larger = encoder_fn().to(model.device)
+    larger = build_members(encoder_fn, i + 1, seed=model.seed, own=lambda _: [i])[0].to(model.device)
     fill_larger(larger, member, old=model.num_items, new=num_items, initial=initial)
     return larger
 

@@ -2,6 +2,9 @@
 
 from ensemble_kd.internal.arguments import (
     choice,
+    flag,
+    generator,
+    instance,
     is_whole,
     number,
     ratio,
@@ -11,12 +14,15 @@ from ensemble_kd.internal.arguments import (
 from ensemble_kd.internal.files import (
     append,
     load,
+    make_folder,
     replacing,
     save,
     sync,
     sync_folder,
 )
+from ensemble_kd.internal.paths import existing_file, file_path
 from ensemble_kd.internal.seeding import member_seed, random_state, seeded, set_random_state
+from ensemble_kd.internal.tensors import tensor
 from ensemble_kd.internal.torch_private import (
     accelerator_devices,
     dropout_rate,
@@ -41,12 +47,18 @@ __all__ = [
     "append",
     "choice",
     "dropout_rate",
+    "existing_file",
+    "file_path",
+    "flag",
+    "generator",
+    "instance",
     "is_batch_norm",
     "is_transformed",
     "is_vmap_slice",
     "is_whole",
     "keep_out_of_data_parallel",
     "load",
+    "make_folder",
     "mark_dynamic",
     "member_seed",
     "number",
@@ -64,6 +76,7 @@ __all__ = [
     "sparse_parts",
     "sync",
     "sync_folder",
+    "tensor",
     "to_device",
     "unsaved_buffers",
     "view_as_int16",

@@ -7,9 +7,12 @@ import numbers
 from collections.abc import Iterable
 from typing import TypeGuard, TypeVar
 
+import torch
+
 from ensemble_kd.errors import EnsembleKDError
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # of a whole number that torch and NumPy can take
 
 
 def whole(where: str, name: str, value: object, *, least: int | None = None, most: int | None = None) -> int:
@@ -23,7 +26,7 @@ def whole(where: str, name: str, value: object, *, least: int | None = None, mos
         name: the argument's name.
         value: what the caller passed.
         least: the smallest number allowed; None: no bound.
-        most: the largest number allowed; None: no bound.
+        most: the largest number allowed; None: no bound but that of 64 bits.
 
     Raises:
         EnsembleKDError: anything else.
@@ -42,7 +45,9 @@ def whole(where: str, name: str, value: object, *, least: int | None = None, mos
 Pass such a number.
     """
     plain = _plain(value)
-    if not is_whole(value) or (least is not None and plain < least) or (most is not None and plain > most):  # type: ignore[operator]
+    low, high = -LARGEST if least is None else least, LARGEST if most is None else most
+    in_range = is_whole(plain) and low <= plain <= high
+    if not in_range:
         if least is not None and most is not None:
             bounds = f" in {least}..{most}"
         else:
@@ -155,6 +160,49 @@ Choose one of these.
     raise EnsembleKDError(where, f"{name} {listed}", shown(value), "Choose one of these.")
 
 
+def flag(where: str, name: str, value: object) -> bool:
+    """Return a truth value. Nothing else passes: "False", 0 and an empty list may all be meant otherwise.
+
+    Raises:
+        EnsembleKDError: anything else.
+
+    Examples:
+        >>> flag("recommend", "exclude_seen", "False")
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: recommend: expected exclude_seen True or False, got 'False'. \
+Choose one of these.
+    """
+    return choice(where, name, value, (True, False))
+
+
+def instance(where: str, name: str, value: object, kind: type | tuple[type, ...], fix: str) -> None:
+    """Check that a value is an object of a class.
+
+    Raises:
+        EnsembleKDError: anything else.
+
+    Examples:
+        >>> instance("fit", "callback", 3, str, "Pass a string.")
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: fit: expected callback, a str, got 3. Pass a string.
+    """
+    if not isinstance(value, kind):
+        names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise EnsembleKDError(where, f"{name}, a {names}", shown(value), fix)
+
+
+def generator(where: str, value: object) -> None:
+    """Check a source of randomness: a ``torch.Generator``, or None for torch's global one.
+
+    Raises:
+        EnsembleKDError: anything else.
+    """
+    if value is not None:
+        instance(where, "generator", value, torch.Generator, "Pass torch.Generator().manual_seed(0), or None.")
+
+
 def shown(value: object) -> str:
     """Return one short line that describes ``value``, however large it is, for the "got" of an error.
 
@@ -164,7 +212,7 @@ def shown(value: object) -> str:
         ('Tensor (2, 3) torch.float32', "'ids'", 'range(0, 5)')
     """
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None and len(shape):
+    if not isinstance(value, type) and shape is not None and dtype is not None and len(shape):
         return f"{type(value).__name__} {tuple(shape)} {dtype}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -60,6 +60,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def make_folder(where: str, folder: Path) -> None:
+    """Make a folder and those above it, if they are missing.
+
+    Raises:
+        EnsembleKDError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "Choose a folder that you may write to."
+        raise EnsembleKDError(where, "a folder that can be made", f"{folder} ({error.strerror})", fix) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, so that a renamed file keeps its new name if the power fails."""
     if os.name != "posix":  # elsewhere a folder cannot be opened

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import tensor
 from ensemble_kd.losses.autograd import check_networks, refuse_create_graph
 from ensemble_kd.losses.formula import Networks
 from ensemble_kd.losses.tiles import gain_for
@@ -66,6 +67,10 @@ def attribute_losses(
 
 def _check(networks: Networks, attributes: Tensor, real: Tensor) -> None:
     check_networks(_WHERE, networks, classes="a")
+    tensor(_WHERE, "attributes", attributes)
+    tensor(_WHERE, "real", real)
+    if networks.bias is None:
+        tensor(_WHERE, "bias", None)
     t, a = networks.hidden.shape[1], networks.weight.shape[1]
     if attributes.ndim != 2 or len(attributes) != t or attributes.dtype != torch.int64:
         got = f"{attributes.dtype} {tuple(attributes.shape)}"

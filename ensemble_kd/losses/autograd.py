@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import whole
+from ensemble_kd.internal import tensor, whole
 from ensemble_kd.losses.formula import Formula, Networks, Plan
 from ensemble_kd.losses.tiles import walk
 
@@ -60,6 +60,9 @@ def tiled_losses(
 def check_networks(where: str, networks: Networks, classes: str = "v") -> None:
     """Check shapes and types; ``classes`` is the letter of the classes' axis."""
     hidden, weight, bias = networks
+    for name, given in zip(networks._fields, networks, strict=True):
+        if given is not None or name != "bias":
+            tensor(where, name, given)
     if hidden.ndim != 3 or hidden.shape[1] == 0:
         fix = "Pass the hidden states at the target positions of all members; a batch needs at least one target."
         raise EnsembleKDError(where, "hidden (n, t, d) with t > 0", tuple(hidden.shape), fix)
@@ -70,12 +73,15 @@ def check_networks(where: str, networks: Networks, classes: str = "v") -> None:
     size = (n, weight.shape[1])
     if bias is not None and bias.shape != size:
         raise EnsembleKDError(where, f"bias {size}", tuple(bias.shape), "Stack one bias per member, or pass None.")
-    for name, tensor in zip(networks._fields, networks, strict=True):
-        if tensor is not None and not tensor.is_floating_point():
-            raise EnsembleKDError(where, f"{name} of floating point", tensor.dtype, "Convert it with .float().")
+    for name, given in zip(networks._fields, networks, strict=True):
+        if given is not None and not given.is_floating_point():
+            raise EnsembleKDError(where, f"{name} of floating point", given.dtype, "Convert it with .float().")
 
 
 def _check_targets(where: str, t: int, v: int, targets: Tensor, valid: Tensor | None) -> None:
+    tensor(where, "targets", targets)
+    if valid is not None:
+        tensor(where, "valid", valid)
     if targets.shape != (t,) or targets.dtype != torch.int64:
         got = f"{targets.dtype} {tuple(targets.shape)}"
         raise EnsembleKDError(where, f"targets int64 ({t},)", got, "Pass one class index per row of hidden.")

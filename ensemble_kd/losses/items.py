@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, number
+from ensemble_kd.internal import choice, flag, number, tensor
 from ensemble_kd.losses.autograd import tiled_losses
 from ensemble_kd.losses.formula import Networks, Tile, add_softmax
 from ensemble_kd.losses.row_kernel import row_kernel
@@ -118,7 +118,9 @@ def item_losses(
     """
     where = "item_losses"
     temperature = number(where, "temperature", temperature, above=0)
+    flag(where, "scale_by_temperature_squared", scale_by_temperature_squared)
     ce_weight, kd_weight = number(where, "ce_weight", ce_weight), number(where, "kd_weight", kd_weight)
+    tensor(where, "hidden", hidden)
     everyone = spread.n if spread is not None else len(hidden) if hidden.ndim else 0
     between, kinds = _pairs(where, between, kinds, len(hidden) if hidden.ndim else 0)
     taught = everyone > 1 and (between != "other" or len(set(kinds)) > 1)

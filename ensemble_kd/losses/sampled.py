@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import number, tensor
 from ensemble_kd.losses.items import Between, ItemLosses, Spread, item_losses
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
@@ -68,7 +69,14 @@ def sampled_item_losses(
         >>> sampled_item_losses(hidden, weight, bias, targets, counts).cross_entropy  # uniform over all 10 items
         tensor([2.3026, 2.3026])
     """
-    if counts.shape != weight.shape[1:2] or counts.is_floating_point():
+    where = "sampled_item_losses"
+    sizes: dict[str, int] = {}
+    tensor(where, "hidden", hidden, "n t d", "floating", sizes)
+    tensor(where, "weight", weight, "n c d", "floating", sizes)
+    tensor(where, "bias", bias, "n c", "floating", sizes)
+    tensor(where, "counts", counts)
+    temperature, kd_weight = number(where, "temperature", temperature, above=0), number(where, "kd_weight", kd_weight)
+    if counts.shape != weight.shape[1:2] or counts.is_floating_point() or counts.is_complex():
         expected, got = f"whole counts {tuple(weight.shape[1:2])}", f"{counts.dtype} {tuple(counts.shape)}"
         raise EnsembleKDError("sampled_item_losses", expected, got, "Pass one count per row of weight.")
     log_counts = counts.to(bias.dtype).log().clamp(min=_NOWHERE)

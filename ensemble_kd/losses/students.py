@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import number
+from ensemble_kd.internal import flag, number, tensor
 from ensemble_kd.losses.autograd import tiled_losses
 from ensemble_kd.losses.formula import Networks, add_softmax
 from ensemble_kd.losses.items import ItemLosses
@@ -74,6 +74,7 @@ def distillation_losses(
     """
     where = "distillation_losses"
     temperature = number(where, "temperature", temperature, above=0)
+    flag(where, "scale_by_temperature_squared", scale_by_temperature_squared)
     ce_weight, kd_weight = number(where, "ce_weight", ce_weight), number(where, "kd_weight", kd_weight)
     _check_teacher(where, hidden, weight, queries, keys, key_bias)
     factor = temperature**2 if scale_by_temperature_squared else 1.0
@@ -93,13 +94,16 @@ def distillation_losses(
 
 
 def _check_teacher(where: str, hidden: Tensor, weight: Tensor, queries: Tensor, keys: Tensor, key_bias: Tensor) -> None:
+    tensors = {"hidden": hidden, "weight": weight, "queries": queries, "keys": keys, "key_bias": key_bias}
+    for name, given in tensors.items():
+        tensor(where, name, given)
     if hidden.ndim != 3 or weight.ndim != 3:
         return  # they are refused with the students' other arguments
     t, v, e = hidden.shape[1], weight.shape[1], queries.shape[-1] if queries.ndim else 0
-    for name, tensor, shape in (("queries", queries, (t, e)), ("keys", keys, (v, e)), ("key_bias", key_bias, (v,))):
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+    for name, given, shape in (("queries", queries, (t, e)), ("keys", keys, (v, e)), ("key_bias", key_bias, (v,))):
+        if tuple(given.shape) != shape or not given.is_floating_point():
             fix = "Give the teacher a row for each of the students' targets, and a class for each of their items."
-            got = f"{tensor.dtype} {tuple(tensor.shape)}"
+            got = f"{given.dtype} {tuple(given.shape)}"
             raise EnsembleKDError(where, f"{name} of floating point {shape}", got, fix)
 
 

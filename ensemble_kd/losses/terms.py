@@ -7,7 +7,6 @@ declares what it needs (``needs``), so that a training step computes only that. 
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
@@ -15,7 +14,7 @@ from typing_extensions import override
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
-from ensemble_kd.internal import choice, number
+from ensemble_kd.internal import choice, flag, number
 from ensemble_kd.losses.items import Between
 
 Need = Literal["anchor", "views", "logits", "attributes"]
@@ -24,6 +23,8 @@ LossName = Literal["ap", "icl", "ccl", "kd"]
 
 class Loss:
     """A loss: it can be added, be scaled by a number >= 0, and list its weighted terms."""
+
+    __array_ufunc__ = None  # so that NumPy leaves the product of an array and a loss to __rmul__, which refuses it
 
     def weighted(self) -> tuple[tuple[float, Term], ...]:
         """Return the terms with their weights, in the order in which they were written; equal terms are merged."""
@@ -42,7 +43,7 @@ class Loss:
     __radd__ = __add__
 
     def __mul__(self, weight: object) -> Loss:
-        if not isinstance(weight, numbers.Real):
+        if isinstance(weight, Loss):
             return NotImplemented
         factor = number("losses", "the weight of a loss", weight, least=0)
         return _sum(tuple((factor * own, term) for own, term in self.weighted()))
@@ -176,6 +177,7 @@ class KD(Term):
     def __post_init__(self) -> None:
         _set_temperature(self)
         choice("KD", "between", self.between, get_args(Between))
+        flag("KD", "scale_by_temperature_squared", self.scale_by_temperature_squared)
 
 
 def _set_temperature(term: KD | _Contrastive) -> None:

@@ -22,6 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import generator as check_generator
+from ensemble_kd.internal import tensor, whole
+
 
 class Candidates(NamedTuple):
     """The items that a step's losses are computed over, the same for all targets and members.
@@ -57,6 +61,9 @@ def draw_candidates(
             stands there again: there the number of candidates must follow from the number of targets.
         generator: source of randomness, on the device of ``targets``.
 
+    Raises:
+        EnsembleKDError: an argument that cannot be used.
+
     Examples:
         >>> candidates = draw_candidates(torch.tensor([7, 3, 7]), num_items=10, negatives=4)
         >>> candidates.items[:2].tolist(), candidates.targets.tolist(), candidates.counts.tolist()
@@ -64,7 +71,15 @@ def draw_candidates(
         >>> draw_candidates(torch.tensor([7, 3, 7]), num_items=10, negatives=10).items.tolist()
         [3, 7, 1, 2, 4, 5, 6, 8, 9, 10]
     """
+    where = "draw_candidates"
+    tensor(where, "targets", targets, "t", "int64")
+    num_items = whole(where, "num_items", num_items, least=1)
+    negatives = whole(where, "negatives", negatives, least=1)
+    check_generator(where, generator)
     if targets.device.type == "cpu":
+        low, high = (int(x) for x in targets.aminmax())
+        if low < 1 or high > num_items:
+            raise EnsembleKDError(where, f"targets in 1..{num_items} (num_items)", f"{low}..{high}", "Pass item ids.")
         certain = targets.unique()
         size = min(len(certain) + negatives, num_items)
         return _candidates(targets, certain, num_items=num_items, size=size, known=len(certain), generator=generator)

@@ -18,7 +18,7 @@ from ensemble_kd.objectives.positions import (
     masked,
     newest_columns,
 )
-from ensemble_kd.objectives.protocol import Draw
+from ensemble_kd.objectives.protocol import MOST_VIEWS, Draw
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MaskedItem:
 
     def __post_init__(self) -> None:
         ratio("MaskedItem", "mask_ratio", self.mask_ratio, above_zero=True)
-        whole("MaskedItem", "views", self.views, least=1)
+        whole("MaskedItem", "views", self.views, least=1, most=MOST_VIEWS)
         if self.newest is not None:
             ratio("MaskedItem", "newest", self.newest)
         if self.negatives is not None:

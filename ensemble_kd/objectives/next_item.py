@@ -12,7 +12,7 @@ from torch import Tensor
 from ensemble_kd.internal import ratio, whole
 from ensemble_kd.objectives.candidates import sampled
 from ensemble_kd.objectives.positions import flat_targets, mask_positions, masked, newest_columns
-from ensemble_kd.objectives.protocol import Draw
+from ensemble_kd.objectives.protocol import MOST_VIEWS, Draw
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class NextItem:
 
     def __post_init__(self) -> None:
         ratio("NextItem", "mask_ratio", self.mask_ratio)
-        whole("NextItem", "views", self.views, least=1)
+        whole("NextItem", "views", self.views, least=1, most=MOST_VIEWS)
         if self.negatives is not None:
             whole("NextItem", "negatives", self.negatives, least=1)
 

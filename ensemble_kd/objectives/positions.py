@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ensemble_kd.internal import generator as check_generator
+from ensemble_kd.internal import ratio, tensor, whole
+
 
 def mask_positions(
     item_ids: Tensor,
@@ -28,12 +31,20 @@ def mask_positions(
     Returns:
         positions (m, b, k) int64 and valid (m, b, k) bool, k = ceil(mask_ratio * l); a row's first L entries are valid.
 
+    Raises:
+        EnsembleKDError: an argument that cannot be used.
+
     Examples:
         >>> ids = torch.tensor([[0, 0, 7, 8, 9]])
         >>> positions, valid = mask_positions(ids, views=2, mask_ratio=0.5, newest=1.0)
         >>> valid.sum(-1).tolist(), positions[..., 0].tolist()
         ([[2], [2]], [[4], [4]])
     """
+    where = "mask_positions"
+    tensor(where, "item_ids", item_ids, "b l", "whole")
+    views, mask_ratio = whole(where, "views", views, least=1), ratio(where, "mask_ratio", mask_ratio, above_zero=True)
+    newest = None if newest is None else ratio(where, "newest", newest)
+    check_generator(where, generator)
     b, length = item_ids.shape
     real = item_ids != 0
     count = mask_counts(real.sum(dim=1), mask_ratio)

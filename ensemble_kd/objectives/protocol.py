@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ensemble_kd.objectives.candidates import Candidates
 
+MOST_VIEWS = 1000  # more than fit into memory
+
 
 @dataclass(frozen=True)
 class Draw:

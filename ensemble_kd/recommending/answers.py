@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.data import AnySequences, SequenceData, Unknown, Vocabulary
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, check_model_and_data
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, shown, whole
+from ensemble_kd.internal import choice, flag, shown, whole
 from ensemble_kd.recommending.named import NamedRecommendations
 from ensemble_kd.serving import Aggregate
 
@@ -114,7 +114,9 @@ def recommend_for(
         >>> recommend_for(model, ["ann"], data, k=1).lists()
         {'ann': ['rum']}
     """
-    where, names = "recommend_for", names_of(model)
+    where = "recommend_for"
+    check_model_and_data(where, model, data)
+    names = names_of(model)
     if not isinstance(data, SequenceData):
         fix = "Use recommend_all for data on disk, or recommend for histories."  # type: ignore[unreachable]
         raise EnsembleKDError(where, "data in memory", shown(data), fix)
@@ -152,6 +154,8 @@ def question(
 ) -> Question:
     """Return the arguments, checked; candidates that are unknown are an error, or dropped."""
     choice(where, "unknown", unknown, ("error", "drop"))
+    choice(where, "aggregate", aggregate, get_args(Aggregate))
+    flag(where, "exclude_seen", exclude_seen)
     k = whole(where, "k", k, least=1)
     chosen = None if candidates is None else names.numbers(candidates, unknown=unknown, where=where)
     return Question(where, k, exclude_seen, chosen, aggregate)

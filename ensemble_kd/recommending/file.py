@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ensemble_kd.data import AnySequences, Unknown
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, check_model_and_data
 from ensemble_kd.errors import EnsembleKDError, import_extra
-from ensemble_kd.internal import replacing
+from ensemble_kd.internal import file_path, flag, make_folder, replacing
 from ensemble_kd.recommending.answers import (
     answers,
     check_known,
@@ -61,13 +61,15 @@ def recommend_all(
     where = "recommend_all"
     import_extra("pyarrow", extra="tables", where=where)
     parquet = import_extra("pyarrow.parquet", extra="tables", where=where)
+    check_model_and_data(where, model, data)
+    path = file_path(where, "path", path)
+    flag(where, "progress", progress)
     model.place.require_whole(where)
     names = names_of(model)
     asked = question(where, names, k, exclude_seen, candidates, aggregate, unknown)
     own = translation(where, model, data)
     histories = _histories(where, data, own, unknown, progress)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(where, path.parent)
     with replacing(path) as file:
         writer: Any = None
         try:

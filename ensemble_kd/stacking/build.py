@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import member_seed, own_buffers, own_parameters, seeded, whole
+from ensemble_kd.internal import instance, member_seed, own_buffers, own_parameters, seeded, whole
 
 Factory = Callable[[], nn.Module]
 Factories = Factory | Sequence[Factory] | Mapping[Factory, int]
+
+MOST = 1000  # members
 
 
 def factories_of(encoder_fn: Factories, n: int | None = None) -> list[Factory]:
@@ -33,12 +36,15 @@ def factories_of(encoder_fn: Factories, n: int | None = None) -> list[Factory]:
     where = "EnsembleKD"
     given: Any = encoder_fn  # whatever the user passed
     if isinstance(given, Mapping):
-        counts = {factory: whole(where, "the count of a factory", count, least=1) for factory, count in given.items()}
+        counts = {
+            factory: whole(where, "the count of a factory", count, least=1, most=MOST)
+            for factory, count in given.items()
+        }
         found: list[Factory] = [factory for factory, count in counts.items() for _ in range(count)]
     elif isinstance(given, Sequence) and not isinstance(given, str):
         found = list(given)
     else:
-        found = [given] * (3 if n is None else whole(where, "n", n, least=1))
+        found = [given] * (3 if n is None else whole(where, "n", n, least=1, most=MOST))
     for factory in found:
         if isinstance(factory, nn.Module) or not callable(factory):
             fix = "Wrap the construction: EnsembleKD(lambda: MyEncoder(...))."
@@ -71,14 +77,28 @@ def build_members(
         False
     """
     factories = factories_of(encoder_fn, n)
+    seed = whole("EnsembleKD", "seed", seed, least=0)
     members: list[nn.Module] = []
     for i in own(len(factories)):
         with seeded(member_seed(seed, i)):
-            members.append(factories[i]())
+            members.append(_called(factories[i]))
     check_modules(members)
     if all(factory is factories[0] for factory in factories):
         check_members(members)
     return members
+
+
+def _called(encoder_fn: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        inspect.signature(encoder_fn).bind()
+    except TypeError as error:
+        fix = "Bind its arguments: EnsembleKD(lambda: MyEncoder(...))."
+        raise EnsembleKDError(
+            "EnsembleKD", "a factory () -> nn.Module", f"one that needs more ({error})", fix
+        ) from error
+    except ValueError:  # a function without a signature
+        pass
+    return encoder_fn()
 
 
 def check_modules(members: Sequence[nn.Module], *, where: str = "encoder_fn") -> None:
@@ -90,6 +110,7 @@ def check_modules(members: Sequence[nn.Module], *, where: str = "encoder_fn") ->
     Examples:
         >>> check_modules([nn.Linear(2, 3), nn.Linear(2, 4)])
     """
+    instance(where, "members", members, (list, tuple), "Pass a list of modules.")
     if not members:
         raise EnsembleKDError(where, "at least one member", "none", "Pass one module or more.")
     owners: dict[int, int] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ensemble_kd.errors import EnsembleKDError, first_line
-from ensemble_kd.internal import seeded, whole
+from ensemble_kd.internal import flag, seeded, whole
 from ensemble_kd.testing.checks import (
     BASIC,
     COMPARING,
@@ -135,6 +135,7 @@ def check_encoder(
         if value is not None:
             whole("check_encoder", name, value, least=1)
     whole("check_encoder", "seed", seed, least=0)
+    flag("check_encoder", "compile", compile)
     subject = Subject(encoder_fn, num_items=num_items, max_len=max_len, seed=seed)
     with warnings.catch_warnings(), seeded(seed), torch.enable_grad():
         warnings.simplefilter("ignore")  # torch's warnings about performance are no faults of the encoder

@@ -119,7 +119,16 @@ class Checkpoints:
         if found.epoch != progress.best.epoch:
             fix = "Put back the best.pt that was written with last.pt, or start anew with overwrite=True."
             raise EnsembleKDError("resume", f"best.pt of epoch {progress.best.epoch}", found.epoch, fix)
-        return self._own(found.model)
+        with _fitting(path):
+            return self._fitted(self._own(found.model))
+
+    def _fitted(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Check names and shapes now: a best.pt of another model would else be found at the end of the run."""
+        own = self.model.state_dict()
+        for name in {**own, **weights}:
+            if name not in weights or name not in own or weights[name].shape != own[name].shape:
+                raise ValueError(f"{name} is missing, has another shape, or is not in the model")
+        return weights
 
     def _own(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         own = own_states(weights, self.place)

@@ -11,7 +11,7 @@ from os import PathLike
 
 from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place
-from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual, Precision
+from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual, Precision, check_model_and_data
 from ensemble_kd.evaluation import Exclude
 from ensemble_kd.internal import member_seed, seeded
 from ensemble_kd.training.run import Run
@@ -130,6 +130,7 @@ def fit(
         (0, ['member 0', 'member 1', 'ensemble'])
     """
     given = locals()
+    check_model_and_data("fit", model, data)
     settings = Settings(**{name: value for name, value in given.items() if name not in ("model", "data")})
     # If there are several processes, the rows of a batch are spread over all of them.
     place = model.place if model.place.size > 1 else Place.world()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ensemble_kd.distributed import beside, whole
 from ensemble_kd.ensemble import EnsembleKD
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import number, sparse_parts
+from ensemble_kd.internal import number, shown, sparse_parts
 
 _MERGED = "merged_parts"  # attribute of a gradient whose rows are merged: how many parts it had then
 
@@ -37,6 +37,10 @@ def clip_members_(parameters: Sequence[Tensor], max_norm: float, rows: MemberRow
         >>> clip_members_([p], 1.0), p.grad.norm(dim=1)
         (tensor([5.0000, 0.5000]), tensor([1.0000, 0.5000]))
     """
+    given: object = parameters
+    if not isinstance(given, Iterable) or isinstance(given, Tensor) or not all(isinstance(p, Tensor) for p in given):
+        fix = "Pass list(model.parameters())."
+        raise EnsembleKDError("clip_members_", "parameters, a list of tensors", shown(given), fix)
     number("clip_members_", "max_norm", max_norm, above=0, most=math.inf)
     for p in parameters:
         if p.grad is not None and p.grad.is_sparse:

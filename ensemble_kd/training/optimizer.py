@@ -12,8 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemble_kd.internal import sparse_parts
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import number, shown, sparse_parts
 from ensemble_kd.training.gradients import merge_rows
+
+
+def _parameters(params: Any) -> list[Any]:
+    """Tensors, or the groups of any optimizer."""
+    given = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else []
+    if not given or not all(isinstance(p, Tensor | dict | tuple) for p in given):
+        raise EnsembleKDError("RowAdamW", "params, a list of tensors", shown(params), "Pass model.parameters().")
+    return given
 
 
 class RowAdamW(torch.optim.AdamW):
@@ -30,6 +39,9 @@ class RowAdamW(torch.optim.AdamW):
         betas: decay of the two moments.
         eps: added to the denominator.
         weight_decay: decoupled.
+
+    Raises:
+        EnsembleKDError: an argument that cannot be used.
 
     Examples:
         >>> from ensemble_kd.stacking import take_rows
@@ -51,6 +63,14 @@ class RowAdamW(torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
+        where = "RowAdamW"
+        lr, eps = number(where, "lr", lr, least=0), number(where, "eps", eps, least=0)
+        weight_decay = number(where, "weight_decay", weight_decay, least=0)
+        if not (isinstance(betas, tuple | list) and len(betas) == 2):
+            raise EnsembleKDError(where, "betas, two numbers in [0, 1)", shown(betas), "Pass (0.9, 0.999).")
+        first, second = (number(where, "betas", beta, least=0, below=1) for beta in betas)
+        betas = (first, second)
+        params = _parameters(params)
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
         self._step_supports_amp_scaling = False  # a GradScaler is to unscale the gradients itself, the sparse ones too
 

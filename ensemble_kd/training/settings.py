@@ -13,7 +13,7 @@ from ensemble_kd.data import AnySequences
 from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Precision
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude
-from ensemble_kd.internal import choice, number, whole
+from ensemble_kd.internal import choice, file_path, number, whole
 from ensemble_kd.metrics import metric_named
 from ensemble_kd.training.schedules import Schedule
 
@@ -100,6 +100,8 @@ class Settings:
     def _check_folder(self) -> None:
         if self.output_dir is not None and not isinstance(self.output_dir, str | PathLike):
             raise EnsembleKDError("fit", "output_dir, a path", repr(self.output_dir), "Pass a string or a Path.")
+        if self.output_dir is not None:
+            self._set("output_dir", file_path("fit", "output_dir", self.output_dir))
         if self.output_dir is not None and Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             fix = "Choose another output_dir."
             raise EnsembleKDError("fit", "output_dir, a folder", f"the file {self.output_dir}", fix)

@@ -209,7 +209,7 @@ def test_refusals_say_what_to_do(case: str) -> None:
     assert str(error.value) == text
 
 
-@pytest.mark.parametrize("make", [lambda: KD() + 1, lambda: KD() + "kd", lambda: "2" * KD(), lambda: KD() * KD()])
+@pytest.mark.parametrize("make", [lambda: KD() + 1, lambda: KD() + "kd", lambda: KD() * KD()])
 def test_other_types_do_not_mix_with_losses(make: Any) -> None:
     with pytest.raises(TypeError):
         make()

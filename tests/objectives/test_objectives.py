@@ -148,11 +148,11 @@ REFUSED = {
     ),
     "views 0": (
         lambda: MaskedItem(views=0),
-        f"MaskedItem: expected views, a whole number >= 1, got 0. {ONE}",
+        f"MaskedItem: expected views, a whole number in 1..1000, got 0. {ONE}",
     ),
     "views 1.5": (
         lambda: NextItem(views=1.5),
-        f"NextItem: expected views, a whole number >= 1, got 1.5. {ONE}",
+        f"NextItem: expected views, a whole number in 1..1000, got 1.5. {ONE}",
     ),
 }
 

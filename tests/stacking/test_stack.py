@@ -469,15 +469,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "n = 0": (
         lambda: build(Embed, 0),
-        "EnsembleKD: expected n, a whole number >= 1, got 0. Pass such a number.",
+        "EnsembleKD: expected n, a whole number in 1..1000, got 0. Pass such a number.",
     ),
     "n = True": (
         lambda: build(Embed, True),
-        "EnsembleKD: expected n, a whole number >= 1, got True. Pass such a number.",
+        "EnsembleKD: expected n, a whole number in 1..1000, got True. Pass such a number.",
     ),
     "n = 2.0": (
         lambda: build(Embed, 2.0),  # type: ignore[arg-type]
-        "EnsembleKD: expected n, a whole number >= 1, got 2.0. Pass such a number.",
+        "EnsembleKD: expected n, a whole number in 1..1000, got 2.0. Pass such a number.",
     ),
     "seed = -1": (
         lambda: build(Embed, seed=-1),

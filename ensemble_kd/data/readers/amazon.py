@@ -15,6 +15,7 @@ from ensemble_kd.data.numbering import Repeats
 from ensemble_kd.data.readers.interactions import require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import existing_file
 
 
 def read_amazon(
@@ -48,6 +49,8 @@ def read_amazon(
         SequenceData(num_users=22363, num_items=12101, num_interactions=198502, num_attributes=...)
     """
     pl = require_polars("read_amazon")
+    reviews_path = existing_file("read_amazon", "reviews_path", reviews_path)
+    meta_path = None if meta_path is None else existing_file("read_amazon", "meta_path", meta_path)
     columns: dict[str, list[str]] = {"user": [], "item": [], "time": []}
     numbers: list[int] = []
     for number, record in _records(reviews_path):

@@ -8,6 +8,7 @@ from ensemble_kd.data.numbering import Repeats
 from ensemble_kd.data.readers.interactions import read_fields, require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import existing_file
 
 
 def read_movielens(
@@ -39,6 +40,9 @@ def read_movielens(
         SequenceData(num_users=6040, num_items=3416, num_interactions=999611, num_attributes=18)
     """
     require_polars("read_movielens")
+    ratings_path = existing_file("read_movielens", "ratings_path", ratings_path)
+    if movies_path is not None:
+        movies_path = existing_file("read_movielens", "movies_path", movies_path)
     table = read_fields(ratings_path, "::", ["user", "item", "rating", "time"], encoding="latin-1", skip=0)
     genres = None if movies_path is None else _read_genres(movies_path)
     return to_sequences(

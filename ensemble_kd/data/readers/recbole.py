@@ -9,6 +9,7 @@ from ensemble_kd.data.numbering import Repeats
 from ensemble_kd.data.readers.interactions import read_fields, require_polars, to_sequences
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import existing_file, instance
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -56,6 +57,12 @@ def read_recbole(
         raise EnsembleKDError(
             "read_recbole", "both item_path and attribute_field, or neither", given, "Name the other."
         )
+    fields = {"user_field": user_field, "item_field": item_field, "time_field": time_field}
+    for name, field in {**fields, "attribute_field": attribute_field}.items():
+        if field is not None or name in ("user_field", "item_field"):
+            instance("read_recbole", name, field, str, "Pass the name of a field.")
+    inter_path = existing_file("read_recbole", "inter_path", inter_path)
+    item_path = None if item_path is None else existing_file("read_recbole", "item_path", item_path)
     table, types = _read_atomic(inter_path)
     names = {user_field: "user", item_field: "item"} | ({} if time_field is None else {time_field: "time"})
     _require_fields(inter_path, list(names), types)

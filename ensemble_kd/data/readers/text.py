@@ -13,7 +13,7 @@ from ensemble_kd.data.attributes import ItemAttributes, far_ahead
 from ensemble_kd.data.rows import MIN_ITEMS
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import shown
+from ensemble_kd.internal import existing_file, shown
 
 MOST_DIGITS = 18  # of a number that fits into 64 bits
 OTHER_LAYOUTS = {  # a sign of another layout -> the way out
@@ -50,6 +50,9 @@ def read_text(path: str | PathLike[str], attributes_path: str | PathLike[str] | 
         ...     read_text(path)
         SequenceData(num_users=2, num_items=4, num_interactions=7, num_attributes=0)
     """
+    path = existing_file("read_text", "path", path)
+    if attributes_path is not None:
+        attributes_path = existing_file("read_text", "attributes_path", attributes_path)
     flat: list[int] = []
     offsets = [0]
     users: dict[str, int] = {}
