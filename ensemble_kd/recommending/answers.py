@@ -11,7 +11,7 @@ from torch import Tensor
 from ensemble_kd.data import AnySequences, SequenceData, Unknown, Vocabulary
 from ensemble_kd.ensemble import EnsembleKD, check_model_and_data
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, flag, shown, whole
+from ensemble_kd.internal import choice, flag, instance, shown, whole
 from ensemble_kd.recommending.named import NamedRecommendations
 from ensemble_kd.serving import Aggregate
 
@@ -60,6 +60,7 @@ def recommend(
         >>> recommend(model, {"ann": ["tea", "milk"]}, k=1).lists()
         {'ann': ['rum']}
     """
+    instance("recommend", "model", model, EnsembleKD, "Pass a trained ensemble.")
     names = names_of(model)
     asked = question("recommend", names, k, exclude_seen, candidates, aggregate, unknown)
     if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):

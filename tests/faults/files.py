@@ -30,7 +30,7 @@ from ensemble_kd.encoders import SASRec
 from ensemble_kd.export import Scorer, load, save, to_onnx, to_program
 from ensemble_kd.growing import grow
 from ensemble_kd.metrics import metric_named
-from ensemble_kd.recommending import recommend_all, recommend_for
+from ensemble_kd.recommending import recommend, recommend_all, recommend_for
 
 
 def calls(folder: Path, data: SequenceData, mapped: MappedSequences, model: EnsembleKD, saved: Path) -> list[Any]:
@@ -91,6 +91,7 @@ def _by_name(folder: Path, model: EnsembleKD) -> list[Any]:
     }
     return [
         ("Vocabulary", Vocabulary, {"names": ["tea", "milk"], "first": 1, "kind": "item"}, {"names": "thing"}),
+        ("recommending.recommend", recommend, {"model": model, "histories": [[1, 2]], **asked}, {**of_asked, "model": "thing", "histories": "thing"}),
         ("recommend_for", recommend_for, {"model": model, "users": [0], "data": named, **asked}, {**of_asked, "model": "thing", "users": "thing", "data": "thing"}),
         ("recommend_all", recommend_all, {"model": model, "data": named, "path": folder / "all.csv", **asked, "progress": False},
          {**of_asked, "model": "thing", "data": "thing", "path": "written_path", "progress": "flag"}),

@@ -88,6 +88,8 @@ VALID: set[tuple[str, ...]] = {
     ("attribute_cross_entropy", "logits"),
     ("draw_candidates", "targets"),
     ("left_padded", "items"),
+    ("recommending.recommend", "histories", "[[1, 2, 3]]"),
+    ("recommending.recommend", "candidates", "(1, 2)"),
     ("calibration_error", "right"),
     ("evaluate", "metrics", "[]"),
     ("Vocabulary", "names"),  # of any type that can be the key of a dict
