@@ -1,8 +1,8 @@
 """Answering requests: the ensemble, one network of it, an exact vector index and ONNX Runtime; see ``examples/``.
 
 A request is one user's newest items and wants ten. Ten users' worth of warm-up; latency at batch 1, throughput at batch
-64. FAISS and ONNX Runtime are measured where they are installed. Last come 1, 2, 4 and 8 threads that call ``recommend``
-on one model at batch 1, with one torch thread each, as a web server's pool does.
+64. FAISS and ONNX Runtime are measured where they are installed. Last come 1, 2, 4 and 8 threads on one model, at batch
+1 and with one torch thread each, as a web server's pool has them.
 """
 
 from __future__ import annotations

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch import Tensor
 from ensemble_kd import EnsembleKD, EnsembleKDError
 from ensemble_kd import serving as served
 from ensemble_kd.encoders import BERT4Rec, SASRec
+from ensemble_kd.internal import turns
 
 quick = settings(deadline=None, max_examples=60)
 V = 14
@@ -310,6 +314,60 @@ before = peak()
 model.recommend(ids)
 print(peak() - before)
 """
+
+
+def test_small_requests_take_turns_and_large_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, at_once, most = EnsembleKD(lambda: SASRec(V, d_model=4, max_len=5), 2), 0, []
+    newest = model._newest
+
+    def slow(*args: Any, **options: Any) -> Any:
+        nonlocal at_once
+        at_once += 1
+        time.sleep(0.02)
+        most.append(at_once)
+        at_once -= 1
+        return newest(*args, **options)
+
+    monkeypatch.setattr(model, "_newest", slow)
+    for rows, together in ((1, False), (turns.LARGEST + 1, True)):
+        most.clear()
+        ids = torch.ones(rows, 2, dtype=torch.int64)
+        threads = [threading.Thread(target=model.recommend, args=(ids, 2)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(most) == 4
+        assert (max(most) > 1) is together
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_fork_in_the_middle_of_a_request_is_not_stuck() -> None:
+    code = """
+import os, threading, torch
+from ensemble_kd import EnsembleKD
+from ensemble_kd.encoders import SASRec
+from ensemble_kd.internal import turns
+torch.set_num_threads(1)
+model, ids = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=4), 2), torch.tensor([[1, 2]])
+taken, over = threading.Event(), threading.Event()
+def hold():
+    with turns._turn:
+        taken.set()
+        over.wait()
+threading.Thread(target=hold).start()
+taken.wait()
+child = os.fork()
+if not child:
+    model.recommend(ids, 2)
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+over.set()
+print(status)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout == "0\n"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ensemble_kd.distributed import Place, gather_members, mean_members
 from ensemble_kd.ensemble.contract import check_ids, check_output
 from ensemble_kd.ensemble.weights import Weighted
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import flag, to_device
+from ensemble_kd.internal import flag, in_turn, to_device
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
 from ensemble_kd.stacking import Heads, MixedModule, StackedModule, inner_rows
@@ -140,6 +140,7 @@ class Scoring(Weighted):
         out = self.encode(query, training=training)
         return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
 
+    @in_turn
     @torch.no_grad()
     def recommend(
         self,
@@ -191,6 +192,7 @@ class Scoring(Weighted):
                 temperatures=self.temperatures.to(states.dtype),
             )
 
+    @in_turn
     @torch.no_grad()
     def query_vectors(self, item_ids: Tensor) -> Tensor:
         """Return one vector per sequence, (b, l) -> (b, n d + 1); its products with ``item_vectors`` are the scores.
@@ -221,6 +223,7 @@ class Scoring(Weighted):
         bias = gather_members(self.factors, self.place)[:, None] * bias
         return serving.item_vectors(weight, bias, self.widths * self.place.member_size)
 
+    @in_turn
     @torch.no_grad()
     def uncertainty(self, item_ids: Tensor, *, k: int = 10) -> Uncertainty:
         """Return entropy, mutual information and disagreement about each sequence's next item: (b, l) -> three of (b,).

@@ -41,6 +41,7 @@ from ensemble_kd.internal.torch_private import (
     view_as_int16,
     without_fast_path,
 )
+from ensemble_kd.internal.turns import in_turn
 
 __all__ = [
     "accelerator_devices",
@@ -51,6 +52,7 @@ __all__ = [
     "file_path",
     "flag",
     "generator",
+    "in_turn",
     "instance",
     "is_batch_norm",
     "is_transformed",
