@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from ensemble_kd.data import SequenceData
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, check_model_and_data
 from ensemble_kd.errors import EnsembleKDError, import_extra
 from ensemble_kd.evaluation import Evaluation
-from ensemble_kd.internal import choice, whole
+from ensemble_kd.internal import choice, instance, shown, whole
 from ensemble_kd.training import FitResult
 
 ENSEMBLE, MEMBER, SHARED = "#3f51b5", "#9fa8da", "#e8eaf6"  # indigo, lighter indigo, the background of a shared item
@@ -62,6 +62,7 @@ def curves(result: FitResult, metric: str = "NDCG@10") -> Picture:
         >>> [line.get_label() for line in picture.figure.axes[0].lines][:2]
         ['member 0', 'ensemble']
     """
+    instance("curves", "result", result, FitResult, "Pass what fit returned.")
     picture, axes = _axes("curves")
     epochs = [entry["epoch"] + 1 for entry in result.history]
     for scorer in result.best:
@@ -93,6 +94,9 @@ def minutes(results: FitResult | Mapping[str, FitResult], metric: str = "NDCG@10
         [1.5]
     """
     named = {"ensemble": results} if isinstance(results, FitResult) else results
+    if not (isinstance(named, Mapping) and named and all(isinstance(one, FitResult) for one in named.values())):
+        fix = "Pass what fit returned, or a dict of such results by name."
+        raise EnsembleKDError("minutes", "results of fit", shown(results), fix)
     picture, axes = _axes("minutes")
     for name, result in named.items():
         spent, line = 0.0, []
@@ -120,6 +124,7 @@ def members(evaluation: Evaluation, metric: str = "NDCG@10") -> Picture:
         >>> [float(bar.get_width()) for bar in members(Evaluation("test", rows, {}), "MRR").figure.axes[0].patches]
         [0.1, 0.2]
     """
+    instance("members", "evaluation", evaluation, Evaluation, "Pass what evaluate returned.")
     values = {scorer: _value("members", row, metric) for scorer, row in evaluation.rows.items()}
     picture, axes = _axes("members", height=0.8 + 0.35 * len(values))
     bars = axes.barh(list(values), list(values.values()), color=[_style(scorer)["color"] for scorer in values])
@@ -152,6 +157,8 @@ def overlap(model: EnsembleKD, data: SequenceData, k: int = 10, users: int = 100
         >>> len(picture.figure.axes[0].texts)  # a number per pair
         4
     """
+    check_model_and_data("overlap", model, data)
+    instance("overlap", "data", data, SequenceData, "Pass sequences in memory.")
     k, users = whole("overlap", "k", k, least=1), whole("overlap", "users", users, least=1)
     ids = data.inputs("test", model.max_len or data.max_history)[:users].to(model.device)
     lists = [[set(row) for row in model.member(i).recommend(ids, k).lists()] for i in range(len(model))]
@@ -190,7 +197,13 @@ def recommendations(model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names
         >>> len(picture.figure.axes[0].texts)  # 3 lists of 3, with their heads
         12
     """
+    instance("recommendations", "model", model, EnsembleKD, "Pass a trained ensemble.")
+    instance("recommendations", "item_ids", item_ids, Tensor, "Pass item_ids[i : i + 1] for user i.")
+    instance("recommendations", "item_names", item_names, (list, tuple), "Pass a list, item_names[i - 1] for item i.")
     k = whole("recommendations", "k", k, least=1)
+    if item_names and len(item_names) != model.num_items:
+        fix = "Pass one name for each item."
+        raise EnsembleKDError("recommendations", f"{model.num_items} item_names", len(item_names), fix)
     if item_ids.ndim != 2 or len(item_ids) != 1:
         fix = "Pass item_ids[i : i + 1] for user i."
         raise EnsembleKDError("recommendations", "item_ids (1, l) of one user", tuple(item_ids.shape), fix)

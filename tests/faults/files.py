@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 from functools import partial
 from itertools import count
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ensemble_kd import EnsembleKD
+from ensemble_kd import EnsembleKD, fit, plots
 from ensemble_kd.data import (
     BatchPlan,
     BlockPlan,
@@ -27,6 +28,7 @@ from ensemble_kd.data import (
     write_sequences,
 )
 from ensemble_kd.encoders import SASRec
+from ensemble_kd.evaluation import evaluate
 from ensemble_kd.export import Scorer, load, save, to_onnx, to_program
 from ensemble_kd.growing import grow
 from ensemble_kd.metrics import metric_named
@@ -75,6 +77,7 @@ def calls(folder: Path, data: SequenceData, mapped: MappedSequences, model: Ense
         ("read_movielens", read_movielens, {"ratings_path": raw["ratings"], "movies_path": raw["movies"], **clean}, {**of_clean, "ratings_path": "path", "movies_path": "path?"}),
         ("read_amazon", read_amazon, {"reviews_path": raw["reviews"], "meta_path": raw["meta"], **clean}, {**of_clean, "reviews_path": "path", "meta_path": "path?"}),
         *_by_name(folder, model),
+        *_pictures(model, data),
     ]  # fmt: skip
 
 
@@ -100,6 +103,24 @@ def _by_name(folder: Path, model: EnsembleKD) -> list[Any]:
         ("to_program", to_program, {"model": model, "k": 2}, {"model": "thing", "k": "natural?"}),
         ("to_onnx", to_onnx, {"model": model, "path": folder / "model.onnx", "k": 2}, {"model": "thing", "path": "written_path", "k": "natural?"}),
         ("metric_named", metric_named, {"name": "HR@5"}, {"name": "choice"}),
+    ]  # fmt: skip
+
+
+def _pictures(model: EnsembleKD, data: SequenceData) -> list[Any]:
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    result, found, ids = (
+        fit(model, data, epochs=1, progress=False),
+        evaluate(model, data, "test"),
+        data.inputs("test", 3),
+    )
+    of_result = {"result": "thing", "metric": "choice"}
+    return [
+        ("curves", plots.curves, {"result": result, "metric": "NDCG@10"}, of_result),
+        ("members", plots.members, {"evaluation": found, "metric": "NDCG@10"}, {"evaluation": "thing", "metric": "choice"}),
+        ("minutes", plots.minutes, {"results": result, "metric": "NDCG@10"}, {"results": "thing", "metric": "choice"}),
+        ("overlap", plots.overlap, {"model": model, "data": data, "k": 2, "users": 3}, {"model": "thing", "data": "thing", "k": "natural", "users": "natural"}),
+        ("recommendations", plots.recommendations, {"model": model, "item_ids": ids[:1], "k": 2, "item_names": ()}, {"model": "thing", "item_ids": "ids", "k": "natural", "item_names": "thing"}),
     ]  # fmt: skip
 
 

@@ -88,8 +88,11 @@ VALID: set[tuple[str, ...]] = {
     ("attribute_cross_entropy", "logits"),
     ("draw_candidates", "targets"),
     ("left_padded", "items"),
+    ("recommending.recommend", "histories", "[]"),
+    ("recommendations", "item_ids"),  # one user out of two
     ("recommending.recommend", "histories", "[[1, 2, 3]]"),
     ("recommending.recommend", "candidates", "(1, 2)"),
+    ("recommending.recommend", "histories", "{}"),
     ("calibration_error", "right"),
     ("evaluate", "metrics", "[]"),
     ("Vocabulary", "names"),  # of any type that can be the key of a dict

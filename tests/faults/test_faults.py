@@ -30,7 +30,8 @@ NOT_CALLED_NAMES = """
     Aggregate AnySequences AP AtTime autocast Between Calibration Callback Candidates Check check_model_and_data
     Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded EnsembleKDError Evaluation
     Exclude facts FitResult Holdout ItemLosses Loss LossName LossSum main Mutual NamedRecommendations Need
-    Objective paper places Pool Precision protocol Quality Recommendations Report scale_transfer Schedule self_test
+    Objective paper Picture places Pool Precision protocol Quality Recommendations Report scale_transfer Schedule
+    self_test
     selects Split Spread Step strong_kd Table table Term terms_by_name Uncertainty Unknown Variant
 """
 
