@@ -294,7 +294,7 @@ class Fewer(Counting):
         ),
         (
             lambda: EnsembleKD({Counting: 0}, num_items=ITEMS),
-            "EnsembleKD: expected the count of a factory, a whole number >= 1, got 0. Pass such a number.",
+            "EnsembleKD: expected the count of a factory, a whole number in 1..1000, got 0. Pass such a number.",
         ),
         (
             lambda: EnsembleKD([Last, Last], num_items=ITEMS, objective=MaskedItem()),
