@@ -175,7 +175,9 @@ def overlap(model: EnsembleKD, data: SequenceData, k: int = 10, users: int = 100
     return picture
 
 
-def recommendations(model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names: Sequence[str] = ()) -> Picture:
+def recommendations(
+    model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names: Sequence[str] | None = None
+) -> Picture:
     """Draw where one user's recommendations come from: the ensemble's list beside each member's.
 
     An item of the ensemble's list has a coloured background in the members' lists, too.
@@ -184,7 +186,7 @@ def recommendations(model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names
         model: an ensemble.
         item_ids: (1, l) int64, one user's sequence.
         k: items of each list.
-        item_names: ``item_names[i - 1]`` is shown for item i; empty: the ids are shown.
+        item_names: ``item_names[i - 1]`` is shown for item i; None: the ids are shown.
 
     Raises:
         EnsembleKDError: more than one user, or matplotlib is not installed.
@@ -199,9 +201,11 @@ def recommendations(model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names
     """
     instance("recommendations", "model", model, EnsembleKD, "Pass a trained ensemble.")
     instance("recommendations", "item_ids", item_ids, Tensor, "Pass item_ids[i : i + 1] for user i.")
-    instance("recommendations", "item_names", item_names, (list, tuple), "Pass a list, item_names[i - 1] for item i.")
     k = whole("recommendations", "k", k, least=1)
-    if item_names and len(item_names) != model.num_items:
+    if item_names is not None:
+        fix = "Pass a list, item_names[i - 1] for item i."
+        instance("recommendations", "item_names", item_names, (list, tuple), fix)
+    if item_names is not None and len(item_names) != model.num_items:
         fix = "Pass one name for each item."
         raise EnsembleKDError("recommendations", f"{model.num_items} item_names", len(item_names), fix)
     if item_ids.ndim != 2 or len(item_ids) != 1:
@@ -217,7 +221,7 @@ def recommendations(model: EnsembleKD, item_ids: Tensor, k: int = 10, item_names
         axes.text(column, 0, name, ha="center", va="center", weight="bold")
         for place, item in enumerate(items, start=1):
             box = {"facecolor": SHARED if item in own else "none", "edgecolor": "none", "pad": 3}
-            name = item_names[item - 1] if item_names and item else str(item)
+            name = item_names[item - 1] if item_names is not None and item else str(item)
             axes.text(column, place, name[:24], ha="center", va="center", bbox=box)
     return picture
 
