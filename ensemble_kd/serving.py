@@ -74,9 +74,15 @@ def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: 
     length = length if longest is None else min(length, longest)
     # About 16 values per feature and position, as a Transformer's block has, and 4 attention weights per pair.
     rows = max(1, _times(item_ids) * ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length)))
+    first = encode(item_ids[:rows])
     if rows >= b:
-        return encode(item_ids)
-    return torch.cat([encode(item_ids[start : start + rows]) for start in range(0, b, rows)], dim=1)
+        return first
+    states = first.new_empty(len(first), b, first.shape[-1])
+    states[:, :rows] = first  # a copy: the newest states alone would keep those of all positions in memory
+    del first
+    for start in range(rows, b, rows):
+        states[:, start : start + rows] = encode(item_ids[start : start + rows])
+    return states
 
 
 def query_vectors(states: Tensor, widths: Sequence[int] | None = None) -> Tensor:
