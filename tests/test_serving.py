@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,25 @@ before = peak()
 model.recommend(ids)
 print(peak() - before)
 """
+
+
+def test_states_of_all_positions_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest states are a view of those of all positions, 100 times as large."""
+    monkeypatch.setattr(served, "ENCODER_BYTES", 1)  # a sequence at a time
+    kept: list[weakref.ref[Any]] = []
+
+    def newest(ids: Tensor) -> Tensor:
+        assert sum(each() is not None for each in kept) <= 1
+        every = torch.randn(2, len(ids), 100, 4)
+        kept.append(weakref.ref(every.untyped_storage()))
+        view: Tensor = every[:, :, -1]
+        view.whole = every.untyped_storage()  # type: ignore[attr-defined]
+        return view
+
+    found = served.encoded(newest, torch.ones(6, 100, dtype=torch.int64), n=2, d=4, longest=None)
+    assert found.shape == (2, 6, 4)
+    assert len(kept) == 6
+    assert all(each() is None for each in kept[:-1])
 
 
 def test_small_requests_take_turns_and_large_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
