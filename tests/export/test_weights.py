@@ -21,7 +21,7 @@ from ensemble_kd import (
     MaskedItem,
     NextItem,
 )
-from ensemble_kd.data import synthetic
+from ensemble_kd.data import ItemAttributes, synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.export import load, save
 from ensemble_kd.losses import terms_by_name
@@ -62,6 +62,18 @@ def test_losses_objective_and_attributes(tmp_path: Path) -> None:
     assert list(terms_by_name(served.losses)) == [name for name in terms_by_name(whole.losses) if name != "ap"]
     ids = DATA.inputs("test", 8)
     assert torch.equal(served.eval()(ids), model.eval()(ids))
+
+
+def test_a_single_attribute_is_saved_as_well(tmp_path: Path) -> None:
+    attributes = ItemAttributes.from_dict({1: [1], 3: [1]}, num_items=9)
+
+    def encoder() -> nn.Module:
+        return SASRec(9, d_model=4, max_len=5)
+
+    model = EnsembleKD(encoder, 2, item_attributes=attributes)
+    again = load(save(model, tmp_path / NAME), encoder, item_attributes=attributes)
+    assert terms_by_name(again.losses) == terms_by_name(model.losses)
+    assert torch.equal(again.attribute_classifier.weight, model.attribute_classifier.weight)  # type: ignore[arg-type]
 
 
 def test_tied_weights_of_an_encoder_stand_once(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _pictures(model: EnsembleKD, data: SequenceData) -> list[Any]:
         ("members", plots.members, {"evaluation": found, "metric": "NDCG@10"}, {"evaluation": "thing", "metric": "choice"}),
         ("minutes", plots.minutes, {"results": result, "metric": "NDCG@10"}, {"results": "thing", "metric": "choice"}),
         ("overlap", plots.overlap, {"model": model, "data": data, "k": 2, "users": 3}, {"model": "thing", "data": "thing", "k": "natural", "users": "natural"}),
-        ("recommendations", plots.recommendations, {"model": model, "item_ids": ids[:1], "k": 2, "item_names": ()}, {"model": "thing", "item_ids": "ids", "k": "natural", "item_names": "thing"}),
+        ("recommendations", plots.recommendations, {"model": model, "item_ids": ids[:1], "k": 2, "item_names": None}, {"model": "thing", "item_ids": "ids", "k": "natural", "item_names": "thing?"}),
     ]  # fmt: skip
 
 

@@ -88,7 +88,6 @@ VALID: set[tuple[str, ...]] = {
     ("attribute_cross_entropy", "logits"),
     ("draw_candidates", "targets"),
     *(("left_padded", name) for name in ("items", "ends", "lengths")),
-    ("recommendations", "item_names"),
     ("recommending.recommend", "histories", "[]"),
     ("recommendations", "item_ids"),  # one user out of two
     ("recommending.recommend", "histories", "[[1, 2, 3]]"),

@@ -19,4 +19,9 @@ EQUIVALENT: dict[str, str] = {
     "objectives/candidates.py _candidates: begin, end = (slot.clamp(min=0) * others // strata, "
     "(slot + 1).clamp(min=0) * others // strata) -> begin, end = (slot.clamp(min=0) * others // strata, "
     "(slot + 1).clamp(min=1) * others // strata)": "differs in slots below 0 alone, whose ends are not used",
+    "stacking/trial.py seconds_of.timed: device.synchronize() -> pass": "a wait for an accelerator",
+    "losses/tiles.py walk: rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device) -> "
+    "rows = rows_per_tile(plan.tile_rows, t, p / v * product.itemsize, device)": "the size of a tile: time alone",
+    "evaluation/ranking.py evaluate_popularity: for users in totals.argsort(stable=True).split(512): -> "
+    "for users in totals.argsort(stable=False).split(512):": "the order in which users are ranked, each by itself",
 }

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,34 @@ def test_a_run_killed_anywhere(
         got = train(model, output_dir=folder, resume=True)
         assert_ends_as(unbroken, folder, model, got)
     assert count >= 2
+
+
+def test_a_best_checkpoint_that_was_not_written_comes_from_the_last(tmp_path: Path) -> None:
+    """A kill between the two writes leaves last.pt of the best epoch alone."""
+    places = iter(range(100))
+    train(sasrec(), output_dir=tmp_path, epochs=2, metric=lambda _, __: float(next(places)))
+    written = files.load(tmp_path / "best.pt")
+    (tmp_path / "best.pt").unlink()
+    train(sasrec(), output_dir=tmp_path, epochs=2, metric=lambda _, __: float(next(places)), resume=True)
+    again = files.load(tmp_path / "best.pt")
+    assert again["epoch"] == written["epoch"] == 1
+    assert all(torch.equal(again["model"][name], weight) for name, weight in written["model"].items())
+
+
+def test_seconds_go_on_after_a_resume(tmp_path: Path) -> None:
+    started = time.monotonic()
+    seconds: list[float] = []
+
+    def stop(entry: Mapping[str, Any]) -> None:
+        seconds.append(files.load(tmp_path / "last.pt")["progress"]["train_s"])
+        if entry["step"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(sasrec(), output_dir=tmp_path, log_every=1, callback=stop)
+    result = train(sasrec(), output_dir=tmp_path, log_every=1, resume=True)
+    assert 0 <= seconds[0] < seconds[1] < time.monotonic() - started
+    assert seconds[1] < result.history[0]["train_s"] < time.monotonic() - started
 
 
 @pytest.mark.slow
