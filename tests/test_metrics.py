@@ -100,6 +100,8 @@ IDS = torch.tensor([1, 2])
         ((TWO, torch.tensor([1, 4])), r"expected target ids in 1\.\.3, got 1\.\.4"),
         ((TWO, IDS, torch.tensor([1, 2])), r"expected exclude of shape \(b, k\) = \(2, k\), got \(2,\)"),
         ((TWO, IDS, torch.tensor([[-1], [2]])), r"expected exclude ids in 0\.\.3, got -1\.\.2"),
+        ((TWO, IDS, [[1], [2]]), r"expected exclude, a tensor of numbers, got \[\[1\], \[2\]\]"),
+        ((TWO, None), "expected target, a tensor of numbers, got None"),
         ((TWO, IDS, torch.tensor([[9], [2]])), r"expected exclude ids in 0\.\.3, got 2\.\.9"),
     ],
 )

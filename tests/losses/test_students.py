@@ -63,6 +63,7 @@ def test_bfloat16_products_stay_near() -> None:
     [
         ({"queries": torch.zeros(3, 3)}, r"queries of floating point \(4, 3\), got torch.float32 \(3, 3\)"),
         ({"queries": torch.tensor(0.0)}, r"queries of floating point \(4, 0\), got torch.float32 \(\)"),
+        ({"queries": torch.zeros(4)}, r"queries of floating point \(4, 4\), got torch.float32 \(4,\)"),
         ({"keys": torch.zeros(4, 3)}, r"keys of floating point \(5, 3\), got torch.float32 \(4, 3\)"),
         ({"keys": torch.zeros(5, 3).long()}, r"keys of floating point \(5, 3\), got torch.int64 \(5, 3\)"),
         ({"key_bias": torch.zeros(5, 1)}, r"key_bias of floating point \(5,\), got torch.float32 \(5, 1\)"),

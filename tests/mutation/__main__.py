@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = 300
 # files (of the package) -> the tests that can notice a change of them
 TESTS = {
-    "functional.py": ["tests/spec/test_identities.py", "tests/losses"],
+    "functional.py": ["tests/test_functional.py", "tests/spec/test_identities.py", "tests/losses"],
     "metrics.py": ["tests/test_metrics.py", "tests/test_evaluation.py"],
     "serving.py": ["tests/test_serving.py", "tests/ensemble"],
     "losses/*.py": ["tests/losses", "tests/spec/test_identities.py"],

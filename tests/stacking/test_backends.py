@@ -572,3 +572,16 @@ def test_an_encoders_own_error_is_not_blamed_on_vmap() -> None:
         model.loss(IDS[:1])
     model.loss(IDS).total.backward()
     assert model.backend == {"train on cpu": "vmap (asked for)"}
+
+
+def test_vmap_with_other_outputs_is_refused_under_autocast_too() -> None:
+    class Wrong(Base):
+        def forward(self, item_ids: Tensor) -> Tensor:
+            x = self.item_embedding(item_ids)
+            return x * (1.3 if is_vmap_slice(x) else 1.0)
+
+    stacked = StackedModule([Wrong() for _ in range(N)])
+    with torch.autocast("cpu", torch.bfloat16):
+        obstacle = stacked.vmap_obstacle(IDS, training=False)
+    assert obstacle is not None
+    assert obstacle.startswith("outputs that differ from the members' own by 3.0e-01")
