@@ -398,10 +398,7 @@ print(status)
     ("users", "encoder", "most"),
     [
         (1500, "d_model=64, max_len=200", 512),  # 1.6 GiB when all were encoded at once
-        pytest.param(
-            *(100_000, "d_model=8, num_layers=1, max_len=200", 1024),
-            marks=pytest.mark.xfail(reason="2,552 MiB were measured; a third of the users stay below 1 GiB"),
-        ),
+        (100_000, "d_model=8, num_layers=1, max_len=200", 1024),
     ],
 )
 def test_memory_of_recommendations_does_not_grow_with_users(users: int, encoder: str, most: float) -> None:
