@@ -105,6 +105,19 @@ def is_transformed(tensor: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def is_view_of(tensor: Tensor, others: Iterable[Tensor]) -> bool:
+    """Return True for a view of one of the others, in the sense of autograd.
+
+    Reason: a view keeps a reference to the tensor that it was made from, which torch shows under a private name alone.
+
+    Examples:
+        >>> x = torch.zeros(2, 3)
+        >>> is_view_of(x[0], [x]), is_view_of(x, [x]), is_view_of(x[0].clone(), [x])
+        (True, False, False)
+    """
+    return tensor._base is not None and any(tensor._base is other for other in others)
+
+
 def view_as_int16(x: Tensor) -> Tensor:
     """Return the bits of an int64 tensor (c,) as an int16 tensor (4c,): a view; within ``torch.vmap`` a copy.
 

@@ -203,8 +203,9 @@ class StackedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StackedModule:
         """Convert or move, also the buffers that a forward has registered and that are not stacked."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         with self._templates.alone() as templates:
+            self._templates.let_go([*self.parameters(), *self.buffers()])
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             for child in (child for template in templates for child in template.modules()):
                 for name, buffer in own_buffers(child).items():
                     if buffer is not None and not buffer.is_meta:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ensemble_kd.internal import is_view_of
 from ensemble_kd.stacking.build import duplicate
 
 LookUp = Callable[[Tensor], Tensor]
@@ -59,10 +60,28 @@ class Templates:
     def alone(self) -> Iterator[tuple[nn.Module, ...]]:
         """Run a block that may change the members, while no call runs on them. Copies made before are dropped."""
         with self._lock:
+            self._spare = []
             try:
                 yield self.members
             finally:
                 self._spare = []
+
+    def let_go(self, stacked: Sequence[Tensor]) -> None:
+        """Replace views of stacked tensors that the last call left in attributes by copies.
+
+        nn.GRU keeps its weights in a plain list besides, and a tensor with views cannot be exchanged.
+        """
+
+        def own(value: object) -> object:
+            return value.detach().clone() if isinstance(value, Tensor) and is_view_of(value, stacked) else value
+
+        with self.alone():
+            for space in (vars(module) for member in self.members for module in member.modules()):
+                for name, value in space.items():
+                    if isinstance(value, list):
+                        value[:] = map(own, value)
+                    else:
+                        space[name] = own(value)
 
     def copy(self, i: int) -> nn.Module:
         """Return a copy of member i."""

@@ -22,7 +22,6 @@ from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.objectives import Draw, Objective
 from ensemble_kd.training import RowAdamW, clip_members_
-from tests.device import simulated
 
 ITEMS, LENGTH = 80, 8
 SMALL: dict[str, Any] = {"num_items": ITEMS, "d_model": 8, "max_len": LENGTH}
@@ -58,15 +57,6 @@ def data() -> SequenceData:
 def build(encoder: str, objective: Objective, *, dropout: float = 0.0, **options: Any) -> EnsembleKD:
     options = {"n": 2, "losses": LOSSES, "item_attributes": data().item_attributes, **options}
     return EnsembleKD(lambda: ENCODERS[encoder](dropout), objective=objective, **options)
-
-
-def moved(model: EnsembleKD) -> EnsembleKD:
-    """Move a model to the simulated device."""
-    for template in model.encoder._templates.members:
-        for part in template.modules():
-            if isinstance(part, nn.RNNBase):  # it keeps views of its last call, which only the simulation minds
-                part._update_flat_weights()
-    return model.to(simulated.NAME)
 
 
 def batch(rows: int = 6) -> Tensor:

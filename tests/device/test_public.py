@@ -30,7 +30,7 @@ def test_answers_are_the_cpus_and_take_ids_from_the_host() -> None:
     with simulated.device():
         there = cases.build("SASRec", cases.OBJECTIVES["next"]).eval()
         there.load_state_dict(here.state_dict())
-        there = cases.moved(there)
+        there = there.to(simulated.NAME)
         for given in (ids, ids.to(simulated.NAME)):
             found: list[Any] = [there.recommend(given, k=5), there(given)]
             found += [there.uncertainty(given), there.query_vectors(given)]
@@ -53,9 +53,8 @@ def test_fit_waits_no_more_for_more_steps(mapped: bool, tmp_path: Path) -> None:
     waits = []
     for batch_size in (4, 16):
         with simulated.device() as log:
-            model = cases.moved(
-                cases.build("SASRec", cases.OBJECTIVES["next, sampled"], losses=0, item_attributes=None)
-            )
+            model = cases.build("SASRec", cases.OBJECTIVES["next, sampled"], losses=0, item_attributes=None)
+            model = model.to(simulated.NAME)
             model.encoder.backend_for(cases.batch().to(simulated.NAME))
             log.clear()
             options: dict[str, Any] = {"window": cases.LENGTH, "precision": "bfloat16", "log_every": 1000}

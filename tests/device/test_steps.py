@@ -47,7 +47,7 @@ def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
         with simulated.device() as log:
             there = cases.build(encoder, cases.OBJECTIVES[objective], classifier=classifier, backend=backend)
             there.load_state_dict(host.state_dict())
-            there, there_ids = cases.moved(there), ids.to(simulated.NAME)
+            there, there_ids = there.to(simulated.NAME), ids.to(simulated.NAME)
             there.objective = recorded = cases.Recorded(there.objective)
             optimizer = cases.optimizer(there)
             there.encoder.backend_for(there_ids)  # the first call compares the backends
@@ -99,7 +99,7 @@ def test_logits_are_computed_of_real_targets_alone(negatives: int | None) -> Non
 def test_vmap_serves_in_training_and_auto_takes_what_it_measures(encoder: str) -> None:
     with simulated.device() as log:
         objective = cases.OBJECTIVES["masked" if encoder == "BERT4Rec" else "next"]
-        model = cases.moved(cases.build(encoder, objective, dropout=0.1, backend="auto"))
+        model = cases.build(encoder, objective, dropout=0.1, backend="auto").to(simulated.NAME)
         ids = cases.batch().to(simulated.NAME)
         assert model.encoder.vmap_obstacle(ids) is None
         optimizer = cases.optimizer(model)

@@ -281,6 +281,41 @@ def test_buffers_that_forward_registers_move_with_the_model() -> None:
     assert stacked.member(2).get_buffer("ramp").dtype == torch.float64
 
 
+class Recurrent(Embed):
+    """Keeps its weights in plain lists besides: nn.GRU does so itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(D, D, batch_first=True)
+        self.kept: list[Tensor] = []
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        self.newest, self.kept = self.gru.bias_ih_l0, [self.gru.weight_hh_l0]
+        return self.gru(super().forward(item_ids))[0]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_stack_that_has_run_can_be_moved(swap: bool, training: bool) -> None:
+    members = build_members(Recurrent, 2, seed=0)
+    plain = [copy.deepcopy(member).double() for member in members]
+    stacked, ids = StackedModule(members).train(training), torch.tensor([[1, 2, 3]])
+    stacked(ids).sum().backward()
+    stacked.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(swap)
+    try:
+        stacked.to(torch.float64)
+        stacked.to(torch.float64)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert torch.equal(stacked(ids), torch.stack([member(ids) for member in plain]))
+    stacked(ids).sum().backward()
+    sum(member(ids).sum() for member in plain).backward()
+    for name, parameter in stacked.named_parameters():
+        expected = torch.stack([member.get_parameter(name).grad for member in plain])  # type: ignore[misc]
+        assert torch.equal(parameter.grad, expected), name  # type: ignore[arg-type]
+
+
 def test_modes_follow_torch() -> None:
     def with_a_still_part() -> nn.Module:
         encoder = Normed()
