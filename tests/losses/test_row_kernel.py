@@ -33,8 +33,11 @@ def run(name: str, **environment: str) -> str:
 
 
 @needs_triton
-def test_in_the_interpreter_it_computes_what_the_tile_does() -> None:
-    assert int(run("interpreted.py", TRITON_INTERPRET="1").split()[0]) == 48
+def test_in_the_interpreter_it_computes_what_the_tile_does_and_wrong_kernels_do_not() -> None:
+    found = json.loads(run("interpreted.py", TRITON_INTERPRET="1"))
+    assert found["cases"] == 48
+    assert [what for what, passed in found["wrong"].items() if passed is None] == ["nothing"]
+    assert len(found["wrong"]) == 18
 
 
 @needs_triton
