@@ -59,9 +59,6 @@ def _make(folder: Path) -> None:
 def _resumes(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     has_last = (folder / LAST).exists()
     left = [name for name in (LAST, BEST, LOG) if (folder / name).exists()]
-    if overwrite:
-        for events in folder.glob("events.out.tfevents.*"):  # TensorBoard would draw the curves of both runs
-            events.unlink()
     if overwrite or not left:
         return False
     if not resume:
@@ -71,6 +68,18 @@ def _resumes(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         fix = "Put last.pt back, choose another output_dir, or start anew with overwrite=True in place of resume=True."
         raise EnsembleKDError("resume", f"{LAST} in {folder}", f"{' and '.join(left)} alone", fix)
     return True
+
+
+def forget(folder: Path, *, curves: bool) -> None:
+    """Remove what an older run left beside its last.pt, which the new run has replaced.
+
+    Args:
+        folder: of the run.
+        curves: remove TensorBoard's events, too, so that it does not draw the curves of both runs.
+    """
+    events = folder.glob("events.out.tfevents.*") if curves else ()
+    for path in (*events, folder / BEST, folder / LOG):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ensemble_kd.internal import to_device
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
-from ensemble_kd.training.folder import BEST, LOG, claimed
+from ensemble_kd.training.folder import claimed, forget
 from ensemble_kd.training.gradients import clip_members_, member_rows
 from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
@@ -115,8 +115,7 @@ class Run:
 
     def _forget_older_run(self) -> None:
         if self.folder is not None and self.place.is_first:
-            for name in (BEST, LOG):
-                (self.folder / name).unlink(missing_ok=True)
+            forget(self.folder, curves=self.settings.overwrite)
 
     def _resume(self) -> None:
         self.progress, self.best_weights = self.checkpoints.restore(

@@ -119,6 +119,8 @@ def test_a_run_without_its_last_checkpoint_is_not_replaced(left: str, tmp_path: 
 def test_a_replacement_killed_at_its_start(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stands there afterwards is one run: the older one whole, or the new one at its first step."""
     train(sasrec(losses=0), epochs=1, output_dir=tmp_path, schedule=lambda epoch, epochs: 1.0)
+    curves = tmp_path / "events.out.tfevents.0.older"  # as TensorBoard's, also where it is not installed
+    curves.write_bytes(b"curves")
     before = content(tmp_path)
 
     def killed(self: Path, missing_ok: bool = False) -> None:
@@ -137,6 +139,7 @@ def test_a_replacement_killed_at_its_start(where: str, tmp_path: Path, monkeypat
         assert content(tmp_path) == before
     else:
         assert files.load(tmp_path / "last.pt")["progress"]["step"] == 0
+        assert not curves.exists()
         found = train(sasrec(losses=0), epochs=2, output_dir=tmp_path, resume=True, schedule=lambda epoch, epochs: 1.0)
         assert len(found.history) == 2
         assert content(tmp_path)["log.jsonl"].count(b"epoch") > before["log.jsonl"].count(b"epoch")
