@@ -47,7 +47,6 @@ def main(users: int = 1000, epochs: int = 8, output: str = "runs/bert4rec") -> N
         lr=3e-3,
         window=15,
         window_step=4,
-        precision="bfloat16",
         output_dir=output,
         overwrite=True,
     )

@@ -29,7 +29,7 @@ def main(users: int = 500, epochs: int = 3) -> None:
         objective=NextItem(),
         item_attributes=data.item_attributes,  # for attribute prediction, AP
     )
-    fit(model, data, epochs=epochs, batch_size=64, window=21, precision="bfloat16", lr=3e-3)
+    fit(model, data, epochs=epochs, batch_size=64, window=21, lr=3e-3)
     print(evaluate(model, data, "test"))
 
 

@@ -23,7 +23,7 @@ from ensemble_kd.evaluation import evaluate
 def main(users: int = 500, epochs: int = 3) -> None:
     """Train the ensemble, its student and a network alone; print accuracy and size of each."""
     data = synthetic(users, num_items=200)
-    options = {"batch_size": 64, "window": 21, "precision": "bfloat16"}
+    options = {"batch_size": 64, "window": 21}
 
     def encoder(dropout: float) -> nn.Module:
         return SASRec(data.num_items, d_model=32, max_len=20, dropout=dropout)

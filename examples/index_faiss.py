@@ -40,7 +40,7 @@ def main(users: int = 1000, epochs: int = 2) -> None:
     """Train, build the index, and compare what it returns with ``recommend``."""
     data = synthetic(users, num_items=600)
     model = EnsembleKD(lambda: SASRec(data.num_items, d_model=32, max_len=20), n=3, objective=NextItem())
-    fit(model, data, epochs=epochs, batch_size=64, window=21, precision="bfloat16")
+    fit(model, data, epochs=epochs, batch_size=64, window=21)
     index, asked = build(model), data.inputs("test", 20)[:1000]
     found, expected = search(index, model, asked), model.recommend(asked)
     same = (found.items == expected.items).all(dim=1)

@@ -61,7 +61,7 @@ def main(users: int = 500, epochs: int = 3, output: str = "runs/lightning", resu
     batches = DataLoader(windows, batch_size=64, shuffle=True, drop_last=True)  # type: ignore[arg-type]
     best = ModelCheckpoint(output, monitor="valid_ndcg", mode="max", save_last=True, enable_version_counter=False)
     stop = EarlyStopping("valid_ndcg", mode="max", patience=epochs, check_on_train_epoch_end=True)
-    options = {"logger": False, "enable_model_summary": False, "precision": "bf16-mixed"}
+    options = {"logger": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="auto", devices=1, max_epochs=epochs, callbacks=[best, stop], **options)
     module = EMKD(model, data, epochs)
     trainer.fit(module, batches, ckpt_path=f"{output}/last.ckpt" if resume else None)

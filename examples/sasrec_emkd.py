@@ -29,7 +29,7 @@ def main(users: int = 1000, epochs: int = 5) -> None:
         objective=NextItem(),
         item_attributes=data.item_attributes,  # for attribute prediction, AP
     )
-    fit(model, data, epochs=epochs, batch_size=64, window=21, precision="bfloat16")
+    fit(model, data, epochs=epochs, batch_size=64, window=21)
     print(evaluate(model, data, "test"))
 
 
