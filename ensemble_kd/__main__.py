@@ -22,7 +22,7 @@ from ensemble_kd.training import fit
 
 EXTRAS = (
     *("tqdm", "matplotlib", "polars", "tensorboard", "safetensors", "onnx", "onnxscript", "onnxruntime", "faiss-cpu"),
-    *("transformers", "lightning", "recbole"),
+    *("huggingface_hub", "transformers", "lightning", "recbole"),
 )
 
 
@@ -80,8 +80,8 @@ def main() -> None:
     """Print the facts, then the self-test; an error of it ends the process with its traceback."""
     for lines in (facts(), self_test()):
         for name, value in lines:
-            print(f"{name:<14} {value}", flush=True)
-    print(f"{'tiles':<14} {compile_status()}")
+            print(f"{name:<15} {value}", flush=True)
+    print(f"{'tiles':<15} {compile_status()}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ internal
 functional metrics data encoders
 losses objectives stacking distributed serving
 ensemble
-evaluation export growing recommending
+evaluation growing recommending
 training
-distillation plots presets testing __main__
+distillation export plots presets testing
+__main__
 """
 INTERNAL = {"internal"}  # for the library alone
 # Top-level distributions that a module may import at all; extras are imported inside the functions that need them.

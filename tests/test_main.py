@@ -11,7 +11,7 @@ from ensemble_kd import __main__ as report
 
 def test_it_names_what_a_run_depends_on_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
     report.main()
-    lines = {line[:14].strip(): line[15:] for line in capsys.readouterr().out.splitlines()}
+    lines = {line[:15].strip(): line[16:] for line in capsys.readouterr().out.splitlines()}
     assert lines["ensemble_kd"] == ensemble_kd.__version__
     assert lines["torch"] == str(torch.__version__)
     assert lines["CPU"].startswith(f"{torch.get_num_threads()} threads")

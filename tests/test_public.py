@@ -45,7 +45,7 @@ SURFACE = {
         table TILE_BYTES
     """,
     "export": """
-        load save Scorer to_onnx to_program
+        Card from_pretrained load push_to_hub save save_pretrained Scorer to_onnx to_program
     """,
     "functional": """
         attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool

@@ -29,7 +29,16 @@ from ensemble_kd.data import (
 )
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
-from ensemble_kd.export import Scorer, load, save, to_onnx, to_program
+from ensemble_kd.export import (
+    Card,
+    Scorer,
+    from_pretrained,
+    load,
+    save,
+    save_pretrained,
+    to_onnx,
+    to_program,
+)
 from ensemble_kd.growing import grow
 from ensemble_kd.metrics import metric_named
 from ensemble_kd.recommending import recommend, recommend_all, recommend_for
@@ -49,10 +58,18 @@ def calls(folder: Path, data: SequenceData, mapped: MappedSequences, model: Ense
     written = (folder / f"written{i}" for i in count())
     flat = {"items": data.items, "offsets": data.offsets, "num_items": data.num_items, "item_attributes": None}
     ragged = {"items": data.items, "ends": data.offsets[1:], "lengths": data.offsets.diff(), "width": 5}
+    of_load = {"objective": None, "item_attributes": None, "device": "cpu", "check_settings": True}
+    kinds_of_load = {
+        "objective": "thing?",
+        "item_attributes": "thing?",
+        "device": "thing",
+        "check_settings": "flag",
+    }
     return [
-        ("load", load, {"path": saved, "encoder_fn": again, "objective": None, "item_attributes": None, "device": "cpu", "check_settings": True},
-         {"path": "path", "encoder_fn": "factory", "objective": "thing?", "item_attributes": "thing?", "device": "thing", "check_settings": "flag"}),
+        ("load", load, {"path": saved, "encoder_fn": again, **of_load}, {"path": "path", "encoder_fn": "factory", **kinds_of_load}),
         ("save", save, {"model": model, "path": folder / "again.safetensors"}, {"model": "thing", "path": "written_path"}),
+        ("from_pretrained", from_pretrained, {"name": saved.parent, "encoder_fn": again, "local_files_only": True, **of_load},
+         {"name": "path", "encoder_fn": "factory", "local_files_only": "flag", **kinds_of_load}),
         ("write_sequences", lambda **a: write_sequences(**{"folder": next(written), **a}), sequences, of_sequences | {}),
         ("write_sequences to", write_sequences, {"folder": next(written), **sequences}, {"folder": "written_path"}),
         ("MappedSequences", MappedSequences, {"folder": folder / "mapped", "item_attributes": None, "block": 4, "verify": True},
@@ -102,6 +119,9 @@ def _by_name(folder: Path, model: EnsembleKD) -> list[Any]:
         ("Scorer", Scorer, {"model": model, "k": 2}, {"model": "thing", "k": "natural?"}),
         ("to_program", to_program, {"model": model, "k": 2}, {"model": "thing", "k": "natural?"}),
         ("to_onnx", to_onnx, {"model": model, "path": folder / "model.onnx", "k": 2}, {"model": "thing", "path": "written_path", "k": "natural?"}),
+        ("save_pretrained", save_pretrained, {"model": model, "folder": folder / "pretrained", "card": Card(), "name": "me/tiny"},
+         {"model": "thing", "folder": "written_path", "card": "thing"}),
+        ("Card", Card, {"data": named, "result": None, "evaluation": None}, {"data": "thing?", "result": "thing?", "evaluation": "thing?"}),
         ("metric_named", metric_named, {"name": "HR@5"}, {"name": "choice"}),
     ]  # fmt: skip
 
