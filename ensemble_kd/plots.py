@@ -9,14 +9,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ensemble_kd.data import SequenceData
 from ensemble_kd.ensemble import EnsembleKD, check_model_and_data
 from ensemble_kd.errors import EnsembleKDError, import_extra
-from ensemble_kd.evaluation import Evaluation
+from ensemble_kd.evaluation import Evaluation, calibration_error
 from ensemble_kd.internal import choice, instance, shown, whole
 from ensemble_kd.training import FitResult
 
@@ -173,6 +174,79 @@ def overlap(model: EnsembleKD, data: SequenceData, k: int = 10, users: int = 100
     axes.set_xticklabels(names)
     axes.set_yticklabels(names)
     return picture
+
+
+def calibration(
+    model: EnsembleKD,
+    data: SequenceData,
+    split: Literal["valid", "test"] = "test",
+    *,
+    users: int = 4096,
+    bins: int = 10,
+) -> Picture:
+    """Draw how often the first choice is right over how sure the scores are of it, for each member and the ensemble.
+
+    On the dashed diagonal a probability of 0.2 is right in 20 % of cases. Below it the scores are too sure. The label
+    of the thick line has the ECE of ``calibration_error``. ``evaluation.calibrate`` mends what this shows: draw it
+    before and after.
+
+    Args:
+        model: an ensemble, with all its members in this process.
+        data: users as in its training.
+        split: whose targets count.
+        users: so many, spread evenly; fewer take less time.
+        bins: points of a line; each is a mean over equally many users.
+
+    Raises:
+        EnsembleKDError: a number out of range, or matplotlib is not installed.
+
+    Examples:
+        >>> from ensemble_kd.data import synthetic
+        >>> from ensemble_kd.encoders import SASRec
+        >>> data = synthetic(num_users=20, num_items=100)
+        >>> picture = calibration(EnsembleKD(lambda: SASRec(100, d_model=4, max_len=10), n=2), data, bins=4)
+        >>> [len(line.get_xdata()) for line in picture.figure.axes[0].lines]  # the diagonal, two members, the ensemble
+        [2, 4, 4, 4]
+    """
+    check_model_and_data("calibration", model, data)
+    instance("calibration", "data", data, SequenceData, "Pass sequences in memory.")
+    model.place.require_whole("calibration")
+    users, bins = whole("calibration", "users", users, least=1), whole("calibration", "bins", bins, least=1)
+    choice("calibration", "split", split, ("valid", "test"))
+    longest = data.max_history if model.max_len is None else max(1, model.max_len - model.objective.query_columns)
+    ids, targets = data.inputs(split, longest), data.target(split)
+    chosen = torch.linspace(0, len(ids) - 1, min(users, len(ids))).round().long()
+    picture, axes = _axes("calibration", width=5.0, height=4.5)
+    points = _confidence(model, ids[chosen], targets[chosen])
+    most = max(float(confidence.max()) for confidence, _ in points.values())
+    axes.plot([0, most], [0, most], "--", color="gray", linewidth=1)
+    for scorer, (confidence, right) in points.items():
+        parts = confidence.argsort().tensor_split(min(bins, len(confidence)))
+        line = [(float(confidence[part].mean()), float(right[part].mean())) for part in parts]
+        label = f"ensemble, ECE {calibration_error(confidence, right):.3f}" if scorer == "ensemble" else scorer
+        axes.plot(*zip(*line, strict=True), marker=".", label=label, **_style(scorer))
+    axes.set(xlabel="probability of the first choice", ylabel="share of first choices that are right")
+    axes.legend(frameon=False)
+    return picture
+
+
+@torch.no_grad()
+def _confidence(model: EnsembleKD, ids: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the probability (b,) of each scorer's first choice, and 1 where it is the target, by scorer."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    was_training = model.training
+    model.eval()
+    for part, target in zip(ids.split(256), targets.split(256), strict=True):
+        part = part.to(model.device)
+        logits = {f"member {i}": one for i, one in enumerate(model.member_scores(part))}
+        for scorer, each in {**logits, "ensemble": model(part)}.items():
+            best = each[:, 1:].float().softmax(dim=1).max(dim=1)
+            found.setdefault(scorer, []).append((best.values.cpu(), (best.indices.cpu() + 1 == target).double()))
+    model.train(was_training)
+    return {
+        scorer: (torch.cat([confidence for confidence, _ in parts]), torch.cat([right for _, right in parts]))
+        for scorer, parts in found.items()
+    }
 
 
 def recommendations(

@@ -82,3 +82,31 @@ def test_notebooks_show_tables() -> None:
         assert f"{row['NDCG@10']:.4f}" in page
     best = max(row["NDCG@10"] for row in test.rows.values())
     assert f"<b>{best:.4f}</b>" in page
+
+
+def test_calibration_counts_the_right_first_choices() -> None:
+    model = ensemble()
+    (axes,) = plots.calibration(model, DATA, "valid", users=10, bins=1).figure.axes
+    diagonal, *lines = axes.lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
+    chosen = torch.linspace(0, 39, 10).round().long()
+    ids, targets = DATA.inputs("valid", 8)[chosen], DATA.target("valid")[chosen]
+    members = [model.member(i).eval() for i in range(2)]
+    for line, scorer in zip(lines, [*members, model.eval()], strict=True):
+        p = scorer(ids)[:, 1:].softmax(1)
+        assert line.get_xdata()[0] == pytest.approx(p.max(1).values.mean().item(), abs=1e-6)
+        assert line.get_ydata()[0] == pytest.approx((p.argmax(1) + 1 == targets).float().mean().item())
+    label = axes.get_legend().get_texts()[-1].get_text()
+    one = abs(lines[-1].get_xdata()[0] - lines[-1].get_ydata()[0])
+    assert float(label.removeprefix("ensemble, ECE ")) >= round(one, 3) - 1e-3  # the mean over bins is no smaller
+
+
+def test_calibration_of_scores_that_are_certain() -> None:
+    model = ensemble()
+    with torch.no_grad():  # one item has nearly all of the probability
+        model.item_classifier.bias[:, 6] = 50.0
+    picture = plots.calibration(model, DATA, users=5, bins=1)
+    *_, own = picture.figure.axes[0].lines
+    assert own.get_xdata()[0] == pytest.approx(1.0)
+    assert own.get_ydata()[0] == (DATA.target("test")[torch.linspace(0, 39, 5).round().long()] == 7).float().mean()
+    assert model.training  # as before

@@ -65,7 +65,7 @@ SURFACE = {
         Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects
     """,
     "plots": """
-        curves members minutes overlap Picture recommendations
+        calibration curves members minutes overlap Picture recommendations
     """,
     "presets": """
         paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT

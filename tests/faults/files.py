@@ -136,6 +136,7 @@ def _pictures(model: EnsembleKD, data: SequenceData) -> list[Any]:
     )
     of_result = {"result": "thing", "metric": "choice"}
     return [
+        ("calibration", plots.calibration, {"model": model, "data": data, "split": "test", "users": 3, "bins": 2}, {"model": "thing", "data": "thing", "split": "choice", "users": "natural", "bins": "natural"}),
         ("curves", plots.curves, {"result": result, "metric": "NDCG@10"}, of_result),
         ("members", plots.members, {"evaluation": found, "metric": "NDCG@10"}, {"evaluation": "thing", "metric": "choice"}),
         ("minutes", plots.minutes, {"results": result, "metric": "NDCG@10"}, {"results": "thing", "metric": "choice"}),
