@@ -2,7 +2,8 @@
 
 Blocks of ``python`` run one after the other, in one namespace and an empty folder. A block of ``text`` after one is
 what it prints; ``...`` on a line of its own stands for any lines. Code of other libraries, which is not run, is in
-blocks of ``py``.
+blocks of ``py``. A block of ``py`` with a title is written to the file that it names, and a block of ``bash`` that
+starts with ``torchrun`` is run.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?P<kind>\w+)(?: title=\"(?P<title>[\w.]+)\")?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[[^\]]*\]\((\w+\.svg)\)")
 
 
@@ -28,6 +31,8 @@ class Snippet:
 
     code: str
     line: int
+    kind: str = "python"
+    title: str | None = None  # of a file
     shown: str | None = None
     span: tuple[int, int] = (0, 0)  # of the output within the page
 
@@ -36,10 +41,11 @@ def snippets(text: str) -> list[Snippet]:
     """Return the Python of a page."""
     found: list[Snippet] = []
     for block in BLOCK.finditer(text):
-        if block[1] == "python":
-            found.append(Snippet(block[2], text.count("\n", 0, block.start()) + 1))
-        elif block[1] == "text" and found and found[-1].shown is None:
-            found[-1].shown, found[-1].span = block[2], block.span(2)
+        kind, title, code = block["kind"], block["title"], block["code"]
+        if kind == "python" or (kind == "py" and title) or (kind == "bash" and code.startswith("torchrun ")):
+            found.append(Snippet(code, text.count("\n", 0, block.start()) + 1, kind, title))
+        elif kind == "text" and found and found[-1].shown is None:
+            found[-1].shown, found[-1].span = code, block.span("code")
     return found
 
 
@@ -47,11 +53,32 @@ def run(page: Path) -> Iterator[tuple[Snippet, str]]:
     """Run the Python of a page in the current folder; yield each block with what it printed."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     for snippet in snippets(page.read_text(encoding="utf-8")):
+        if snippet.title is not None:
+            Path(snippet.title).write_text(snippet.code, encoding="utf-8")
+            yield snippet, ""
+            continue
+        if snippet.kind == "bash":
+            yield snippet, _torchrun(snippet.code)
+            continue
         printed = io.StringIO()
         code = compile("\n" * snippet.line + snippet.code, str(page), "exec")
         with contextlib.redirect_stdout(printed):
             exec(code, namespace)
         yield snippet, printed.getvalue()
+
+
+def _torchrun(command: str) -> str:
+    """Run a command of torchrun with this Python, one thread per process, and return what it printed."""
+    arguments = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
 
 
 def shape(text: str) -> list[str]:

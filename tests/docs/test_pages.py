@@ -13,7 +13,13 @@ from tests.docs.snippets import PICTURE, agrees, run, snippets
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if snippets(page.read_text(encoding="utf-8")))
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
-NEEDS = {"other-models": "transformers", "serving": "onnxruntime", "first-ensemble": "matplotlib"}
+NEEDS = {
+    "other-models": ["transformers"],
+    "serving": ["onnxruntime", "faiss", "fastapi", "httpx"],
+    "first-ensemble": ["matplotlib"],
+    "calibration": ["matplotlib"],
+    "hub": ["huggingface_hub", "safetensors"],
+}
 
 
 def script(path: Path) -> ModuleType:
@@ -28,7 +34,9 @@ def script(path: Path) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_prints_what_it_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(NEEDS.get(page.stem, "torch"))
+    for needed in NEEDS.get(page.stem, []):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
     monkeypatch.chdir(tmp_path)
     for snippet, printed in run(page):
         if snippet.shown is not None:
@@ -39,7 +47,9 @@ def test_a_page_prints_what_it_shows(page: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_tutorials_are_among_them() -> None:
-    assert {"first-ensemble", "own-encoder", "dataframe", "student", "serving"} <= {page.stem for page in PAGES}
+    assert {"first-ensemble", "own-encoder", "dataframe", "student", "serving", "several-processes"} <= {
+        page.stem for page in PAGES
+    }
 
 
 def test_the_figures_are_what_the_script_draws() -> None:
