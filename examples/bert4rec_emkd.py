@@ -4,10 +4,10 @@ Trains on a synthetic catalogue in about a minute on two cores. Its last lines o
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
     popularity     0.1040  0.1770  0.0622  0.0859  0.0791
-    member 0       0.0940  0.1850  0.0576  0.0868  0.0777
-    member 1       0.1100  0.1820  0.0706  0.0932  0.0866
-    member 2       0.1130  0.1840  0.0734  0.0956  0.0891
-    ensemble       0.1090  0.1850  0.0679  0.0921  0.0846
+    member 0       0.0940  0.1860  0.0576  0.0871  0.0777
+    member 1       0.1090  0.1810  0.0710  0.0937  0.0876
+    member 2       0.1140  0.1850  0.0742  0.0963  0.0896
+    ensemble       0.1100  0.1850  0.0678  0.0917  0.0841
     leave-one-out test, 1000 users, all 200 items ranked, exclude='history'; weights of epoch 5 of 8
     User 0 saw items [82, 106, 152, 6, 112, 187], then 32.
     Recommended: [9, 178, 11, 122, 129, 96, 186, 70, 168, 197]

@@ -3,10 +3,10 @@
 Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.1100  0.1780  0.0628  0.0848  0.0753
+    member 0       0.1080  0.1800  0.0621  0.0853  0.0752
     member 1       0.1120  0.1840  0.0630  0.0857  0.0745
-    member 2       0.1000  0.1740  0.0607  0.0844  0.0766
-    ensemble       0.1140  0.1780  0.0639  0.0841  0.0746
+    member 2       0.1000  0.1740  0.0607  0.0845  0.0766
+    ensemble       0.1140  0.1780  0.0639  0.0842  0.0747
     leave-one-out test, 500 users, all 200 items ranked, exclude='history'
 
 On a file of yours: ``python examples/train.py --encoder caser --data FILE``.

@@ -3,10 +3,10 @@
 Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.1040  0.1800  0.0580  0.0824  0.0715
+    member 0       0.1040  0.1800  0.0579  0.0823  0.0714
     member 1       0.1040  0.1840  0.0593  0.0853  0.0739
     member 2       0.1060  0.1820  0.0610  0.0855  0.0746
-    ensemble       0.1020  0.1820  0.0590  0.0852  0.0743
+    ensemble       0.1020  0.1820  0.0594  0.0855  0.0747
     leave-one-out test, 500 users, all 200 items ranked, exclude='history'
 
 On a file of yours: ``python examples/train.py --encoder gru4rec --data FILE``.

@@ -4,10 +4,10 @@ Needs ``pip install 'ensemble_kd[lightning]'``. Trains on a synthetic catalogue 
 last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.1740  0.2480  0.1189  0.1422  0.1276
-    member 1       0.1720  0.2580  0.1234  0.1508  0.1369
-    member 2       0.1780  0.2620  0.1223  0.1495  0.1320
-    ensemble       0.1960  0.2680  0.1359  0.1589  0.1433
+    member 0       0.1720  0.2460  0.1185  0.1419  0.1280
+    member 1       0.1700  0.2580  0.1210  0.1493  0.1349
+    member 2       0.1800  0.2600  0.1231  0.1490  0.1320
+    ensemble       0.1940  0.2640  0.1347  0.1573  0.1428
     leave-one-out test, 500 users, all 200 items ranked, exclude='history'
 """
 

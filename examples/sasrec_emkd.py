@@ -3,9 +3,9 @@
 Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.1250  0.1610  0.0902  0.1018  0.0956
-    member 1       0.1310  0.1690  0.0893  0.1016  0.0929
-    member 2       0.1230  0.1630  0.0885  0.1014  0.0948
+    member 0       0.1250  0.1610  0.0900  0.1015  0.0953
+    member 1       0.1300  0.1690  0.0889  0.1015  0.0928
+    member 2       0.1230  0.1630  0.0885  0.1014  0.0947
     ensemble       0.1260  0.1710  0.0920  0.1065  0.0994
     leave-one-out test, 1000 users, all 600 items ranked, exclude='history'
 

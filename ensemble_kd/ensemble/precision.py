@@ -22,8 +22,8 @@ from ensemble_kd.losses import item_losses
 Precision = Literal["auto", "float32", "bfloat16"]
 _FASTER = 1.3  # bfloat16 has to be so many times as fast on a CPU: it rounds, and the measurement has noise
 _SECONDS = 0.4  # of the whole measurement
-_ROUNDS = 4  # of which the fastest counts
-_ROWS = (8, 64, 512)  # targets of a measured product, while the time allows
+_ROUNDS = 3  # of which the fastest counts
+_ROWS = (8, 32, 128, 512)  # targets of a measured product, while the time allows
 _ITEMS = 2048  # of the measured item loss, whose seconds per item count for all
 _LOGITS = 1 << 18  # of it
 _MOST = 1024  # rows and columns of a measured weight: of a larger one, a part, whose seconds count for the whole
@@ -117,9 +117,10 @@ def speedup(weights: tuple[_Shape, ...], classes: _Shape | None, threads: int) -
         classes: of the item classifier, or None.
         threads: of torch, now: it is measured with them.
     """
-    parts: dict[_Part, int] = {partial(_product_s, *shape): count for shape, count in Counter(weights).items()}
+    parts: dict[_Part, float] = {partial(_product_s, *shape): count for shape, count in Counter(weights).items()}
     if classes is not None:
-        parts[partial(_item_loss_s, *classes)] = 1
+        v, d = classes
+        parts[partial(_item_loss_s, min(v, _ITEMS), d)] = v / min(v, _ITEMS)
     if not parts:
         return 1.0
     with torch.inference_mode(mode=False), torch.enable_grad():
@@ -167,12 +168,11 @@ def _product_s(out: int, inner: int, rows: int) -> float:
 
 def _item_loss_s(v: int, d: int, rows: int) -> float:
     """Return the seconds per target of the item loss, forward and backward."""
-    part = min(v, _ITEMS)
-    t = min(rows, _LOGITS // part)
-    hidden, weight, targets = _filled(1, t, d), _filled(1, part, d), torch.arange(t) % part
+    t = min(rows, _LOGITS // v)
+    hidden, weight, targets = _filled(1, t, d), _filled(1, v, d), torch.arange(t) % v
     start = _clock()
     item_losses(hidden, weight, None, targets, compiled=False).total.backward()
-    return (_clock() - start) / t * v / part
+    return (_clock() - start) / t
 
 
 def _filled(*shape: int) -> torch.Tensor:
