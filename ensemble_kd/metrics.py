@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import tensor, whole
+from ensemble_kd.internal import tensor, whole, widest
 
 CUTOFFS = (5, 10)
 METRICS = (*(f"{name}@{k}" for name in ("HR", "NDCG") for k in CUTOFFS), "MRR")  # of the paper, and MRR
@@ -56,6 +56,8 @@ def ranks(scores: Tensor, target: Tensor, exclude: Tensor | None = None) -> Tens
 
 def _count_below(scores: Tensor, mark: Tensor) -> Tensor:
     """Count the scores (..., v) below (..., 1). A CPU takes 10 times as long to add up truth values as floats."""
+    if scores.device.type != "cpu":
+        return (scores < mark).sum(-1)
     exact = torch.float32 if scores.shape[-1] <= 1 << 24 else torch.float64  # counts up to here are exact
     below = torch.empty(scores.shape, dtype=exact, device=scores.device)
     return torch.lt(scores, mark, out=below).sum(-1).long()
@@ -69,7 +71,7 @@ def hit_rate(ranks: Tensor, k: int) -> Tensor:
         k: length of the list, at least 1.
 
     Returns:
-        (...) float64.
+        (...) float64; float32 on a device that has no other.
 
     Raises:
         EnsembleKDError: no rank, or k < 1.
@@ -78,7 +80,7 @@ def hit_rate(ranks: Tensor, k: int) -> Tensor:
         >>> hit_rate(torch.tensor([0, 4, 10]), 5).item()
         0.6666666666666666
     """
-    return _top(ranks, k, "hit_rate").double().mean(-1)
+    return _top(ranks, k, "hit_rate").to(widest(ranks.device)).mean(-1)
 
 
 def ndcg(ranks: Tensor, k: int) -> Tensor:
@@ -91,7 +93,7 @@ def ndcg(ranks: Tensor, k: int) -> Tensor:
         0.5
     """
     top = _top(ranks, k, "ndcg")
-    return (top / torch.log2(ranks.double() + 2)).mean(-1)
+    return (top / torch.log2(ranks.to(widest(ranks.device)) + 2)).mean(-1)
 
 
 def mrr(ranks: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ def mrr(ranks: Tensor) -> Tensor:
         ranks: (..., b) int64, 0-based.
 
     Returns:
-        (...) float64.
+        (...) float64; float32 on a device that has no other.
 
     Raises:
         EnsembleKDError: no rank.
@@ -111,7 +113,7 @@ def mrr(ranks: Tensor) -> Tensor:
         0.75
     """
     _top(ranks, 1, "mrr")
-    return (1 / (ranks.double() + 1)).mean(-1)
+    return (1 / (ranks.to(widest(ranks.device)) + 1)).mean(-1)
 
 
 def metric_named(name: str) -> Callable[[Tensor], Tensor]:

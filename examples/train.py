@@ -32,7 +32,7 @@ from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.objectives import Objective
 from ensemble_kd.plots import curves
-from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay, best_device
 
 # What suits each encoder on the synthetic catalogue; any flag given on the command line goes before it.
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -81,7 +81,7 @@ def flags(description: str | None, **defaults: object) -> argparse.ArgumentParse
     p.add_argument("--ap", type=float, default=1.0, help="weight of attribute prediction; 0: without")
     p.add_argument("--classifier", choices=("linear", "tied"), default="linear", help="own weights, or the embedding's")
     p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--device", default=str(best_device()))
     p.add_argument("--patience", type=int, help="stop after so many epochs without a better validation")
     p.add_argument("--exclude", choices=("none", "window", "history"), default="history")
     p.add_argument("--output", type=Path, default=Path("runs/train"), help="folder of checkpoints, log and curves")

@@ -85,7 +85,7 @@ SURFACE = {
         Check check_encoder Report
     """,
     "training": """
-        Callback clip_members_ Cosine fit FitResult Metric Ramp RowAdamW Schedule StepDecay
+        best_device Callback clip_members_ Cosine fit FitResult Metric Ramp RowAdamW Schedule StepDecay
         WarmupStableDecay
     """,
 }

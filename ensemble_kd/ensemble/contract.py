@@ -228,7 +228,7 @@ def check_causal(encoder: StackedModule, *, max_len: int | None, num_items: int)
     ids = ids.to(next(encoder.parameters(), ids).device)
     changed = ids.clone()
     changed[:, -1] = changed[:, -1] % num_items + 1
-    before, after = (_evaluated(encoder, each, num_items)[:, :-1].detach().double() for each in (ids, changed))
+    before, after = (_evaluated(encoder, each, num_items)[:, :-1].detach().cpu().double() for each in (ids, changed))
     change = float((after - before).abs().max() / before.abs().max().clamp(min=1e-6))
     if change > LEAK:
         expected, got = "an encoder whose states depend on no later item", f"a change of earlier ones by {change:.1%}"

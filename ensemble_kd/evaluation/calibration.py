@@ -95,7 +95,7 @@ def calibrate(
     instance("calibrate", "data", data, SequenceData, "Pass sequences in memory.")
     model.place.require_whole("calibrate")
     users = whole("calibrate", "users", users, least=1)
-    n, device = len(model), model.device
+    n = len(model)
     model.weigh(torch.ones(n))
     ndcg = evaluate(model, data, split, exclude=exclude).rows["ensemble"][_METRIC]
     problem = _Problem(model, data, split, users)
@@ -107,7 +107,7 @@ def calibrate(
     if not float(best.sum()) > 0:  # members that know less than nothing: the best of their mixtures is uniform scores
         best = best.new_full((n,), _SMALLEST)
     weights, temperatures = _shares(best, own)
-    model.weigh(weights.to(device), temperatures.to(device))
+    model.weigh(weights, temperatures)
     ndcg = evaluate(model, data, split, exclude=exclude).rows["ensemble"][_METRIC]
     if ndcg < before.ndcg:
         scale = _minimum(problem.along(uniform), torch.ones(1, dtype=torch.float64))
@@ -172,11 +172,11 @@ class _Problem:
             joint = torch.einsum("n, n r v -> r v", factors.to(z), z)
             top = joint.log_softmax(dim=1)
             p, row = top.exp(), torch.arange(len(classes), device=z.device)
-            value -= float(top[row, classes].double().sum())
+            value -= float(top[row, classes].cpu().double().sum())
             mean = torch.einsum("r v, n r v -> n r", p, z)
-            gradient += (mean - z[:, row, classes]).double().sum(dim=1).cpu()
+            gradient += (mean - z[:, row, classes]).cpu().double().sum(dim=1)
             centred = z - mean[:, :, None]
-            hessian += torch.einsum("n r v, m r v -> n m", centred * p, centred).double().cpu()
+            hessian += torch.einsum("n r v, m r v -> n m", centred * p, centred).cpu().double()
         return value / count, gradient / count, hessian / count
 
     def quality(self, factors: Tensor) -> tuple[float, float]:
@@ -187,8 +187,10 @@ class _Problem:
             losses.append(-log_p.gather(1, classes[:, None])[:, 0])
             best = log_p.max(dim=1)
             confidence.append(best.values.exp())
-            right.append((best.indices == classes).double())
-        return float(torch.cat(losses).double().mean()), calibration_error(torch.cat(confidence), torch.cat(right))
+            right.append(best.indices == classes)
+        return float(torch.cat(losses).cpu().double().mean()), calibration_error(
+            torch.cat(confidence), torch.cat(right)
+        )
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:
@@ -213,9 +215,9 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     if right.is_complex() or float(confidence.detach().min()) < 0 or float(confidence.detach().max()) > 1 + 1e-6:
         fix = "Pass probabilities, and 1 or 0 for each."
         raise EnsembleKDError("calibration_error", "confidence in [0, 1] and real numbers", "others", fix)
-    bins = (confidence.double() * _BINS).long().clamp(max=_BINS - 1)
-    gaps = torch.zeros(_BINS, dtype=torch.float64, device=bins.device)
-    gaps.index_add_(0, bins, confidence.double() - right.double())
+    confidence, right = confidence.cpu().double(), right.cpu().double()
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    gaps = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, confidence - right)
     return float(gaps.abs().sum() / len(bins))
 
 

@@ -14,25 +14,25 @@ Initial = Callable[[Tensor], Tensor]  # the rows of the old items (v, *rest) -> 
 
 def initial_rows(attributes: Attributes | None, *, old: int, new: int) -> Initial:
     """Return the function from old items' rows (old, \\*rest) to the rows of items old + 1..new."""
-    table = None if attributes is None else attributes.table.cpu()
+    table = None if attributes is None else attributes.table.cpu()  # as the rows: not every device has float64
     if table is None or len(table) != new + 2:
-        return lambda rows: rows.double().mean(dim=0).to(rows.dtype).expand(new - old, *rows.shape[1:])
+        return lambda rows: rows.cpu().double().mean(dim=0).to(rows).expand(new - old, *rows.shape[1:])
 
     def by_attributes(rows: Tensor) -> Tensor:
         assert attributes is not None
         assert table is not None
-        flat, known, fresh = rows.double().reshape(old, -1), table[1 : old + 1], table[old + 1 : new + 1]
+        flat, known, fresh = rows.cpu().double().reshape(old, -1), table[1 : old + 1], table[old + 1 : new + 1]
         owners, slots = (known >= 0).nonzero(as_tuple=True)
-        classes = known[owners, slots].to(rows.device)
+        classes = known[owners, slots]
         sums = flat.new_zeros(attributes.num_attributes, flat.shape[1])
-        sums.index_add_(0, classes, flat[owners.to(rows.device)])
+        sums.index_add_(0, classes, flat[owners])
         counts = torch.bincount(classes, minlength=len(sums))
         means = sums / counts.clamp(min=1)[:, None]
-        usable = (fresh >= 0).to(rows.device) & (counts[fresh.clamp(min=0)] > 0)
+        usable = (fresh >= 0) & (counts[fresh.clamp(min=0)] > 0)
         share = usable.double() / usable.sum(dim=1, keepdim=True).clamp(min=1)
         made = (share[:, :, None] * means[fresh.clamp(min=0)]).sum(dim=1)
         made[~usable.any(dim=1)] = flat.mean(dim=0)
-        return made.to(rows.dtype).view(-1, *rows.shape[1:])
+        return made.to(rows).view(-1, *rows.shape[1:])
 
     return by_attributes
 

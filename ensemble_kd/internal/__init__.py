@@ -22,7 +22,7 @@ from ensemble_kd.internal.files import (
 )
 from ensemble_kd.internal.paths import existing_file, file_path
 from ensemble_kd.internal.seeding import member_seed, random_state, seeded, set_random_state
-from ensemble_kd.internal.tensors import tensor
+from ensemble_kd.internal.tensors import tensor, widest
 from ensemble_kd.internal.torch_private import (
     accelerator_devices,
     dropout_rate,
@@ -85,5 +85,6 @@ __all__ = [
     "unsaved_buffers",
     "view_as_int16",
     "whole",
+    "widest",
     "without_fast_path",
 ]

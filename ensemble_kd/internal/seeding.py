@@ -63,11 +63,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every global random generator that an encoder may use, as tensors, numbers and strings."""
+    accelerator, devices = accelerator_devices()
+    own = torch.get_device_module(accelerator)
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "accelerators": [own.get_rng_state(i) for i in devices],
         "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "python": [version, list(words), gauss],
     }
@@ -84,8 +86,9 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         True
     """
     torch.set_rng_state(state["torch"].cpu())
-    for i, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(one.cpu(), i)
+    accelerator, devices = accelerator_devices()
+    for i, one in zip(devices, state["accelerators"], strict=False):  # a run may go on where there are fewer
+        torch.get_device_module(accelerator).set_rng_state(one.cpu(), i)
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, words, gauss = state["python"]

@@ -1,4 +1,4 @@
-"""A check of the tensors that callers pass: kind, axes, and sizes that are shared between arguments."""
+"""A check of the tensors that callers pass: kind, axes, sizes shared between arguments; what a device can compute."""
 
 from __future__ import annotations
 
@@ -64,6 +64,18 @@ Tensor (1,) torch.int64. Pass such a tensor.
     of = f" ({', '.join(axes.split())})" if axes != "..." else ""
     expected = f"{name}, a tensor{of} of {KINDS[kind]}{known}"
     raise EnsembleKDError(where, expected, shown(value), "Pass such a tensor.")
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 for a device without it.
+
+    Examples:
+        >>> widest(torch.device("cpu")), widest(torch.device("mps"))
+        (torch.float64, torch.float32)
+    """
+    if device.type == "xpu":
+        return torch.float64 if torch.xpu.get_device_properties(device).has_fp64 else torch.float32
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _is_kind(value: Tensor, kind: str) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ensemble_kd.internal import generator as check_generator
 from ensemble_kd.internal import ratio, tensor, whole
+
+_BILLION = 10**9
 
 
 def mask_positions(
@@ -48,7 +48,7 @@ def mask_positions(
     b, length = item_ids.shape
     real = item_ids != 0
     count = mask_counts(real.sum(dim=1), mask_ratio)
-    k = min(length, max(1, math.ceil(length * mask_ratio - 1e-9)))
+    k = int(mask_counts(torch.tensor(length), mask_ratio))
     score = torch.rand(views, b, length, generator=generator, device=item_ids.device)
     if newest is not None:
         drawn = torch.rand(views, b, generator=generator, device=item_ids.device) < newest
@@ -66,9 +66,10 @@ def mask_counts(items: Tensor, mask_ratio: float) -> Tensor:
         >>> mask_counts(torch.tensor([0, 1, 5, 100]), 0.07).tolist()
         [0, 1, 1, 7]
     """
-    # Two roundings, so that 0.07 * 100 = 7.000000000000001 asks for 7 positions and not for 8.
-    # At least one, however small the ratio; none in a row without items.
-    return torch.ceil(items.double() * mask_ratio - 1e-9).long().clamp(min=1).minimum(items)
+    # In whole billionths, since not every device has float64. One is taken off, so that 0.07 * 100 = 7.000000000000001
+    # asks for 7 positions and not for 8. At least one, however small the ratio; none in a row without items.
+    wanted = items * (round(mask_ratio * _BILLION) - 1)
+    return -(-wanted).div(_BILLION, rounding_mode="floor").clamp(max=-1).maximum(-items)
 
 
 def masked(item_ids: Tensor, positions: Tensor, valid: Tensor, mask_token: int) -> Tensor:

@@ -1,5 +1,6 @@
 """``fit``: train a model on sequences, keep the best epoch, survive being killed."""
 
+from ensemble_kd.training.device import best_device
 from ensemble_kd.training.fit import FitResult, fit
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.optimizer import RowAdamW
@@ -22,6 +23,7 @@ __all__ = [
     "Schedule",
     "StepDecay",
     "WarmupStableDecay",
+    "best_device",
     "clip_members_",
     "fit",
 ]

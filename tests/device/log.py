@@ -27,11 +27,13 @@ class Log:
         self.waits: list[Wait] = []
         self.operations: Counter[str] = Counter()
         self.products: Counter[tuple[int, int]] = Counter()
+        self.doubles: set[str] = set()  # lines that made tensors of float64, which not every device has
 
     def clear(self) -> None:
         self.waits.clear()
         self.operations.clear()
         self.products.clear()
+        self.doubles.clear()
 
     def wait(self, kind: str, operation: str) -> None:
         self.waits.append(Wait(kind, operation, line_of_package()))

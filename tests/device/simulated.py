@@ -23,7 +23,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.device.kernels import AUTOCAST_FLOAT32, AUTOCAST_HALF, AUTOCAST_LOW, KERNELS, attention
-from tests.device.log import LOG, Log
+from tests.device.log import LOG, Log, line_of_package
 
 NAME = "simulated"
 aten = torch.ops.aten
@@ -43,6 +43,8 @@ class Simulated(Tensor):
             cls, inner.detach(), False, dispatch_device=True, device_for_backend_keys=torch.device(NAME, 0)
         )
         made.inner = inner.detach()
+        if inner.dtype == torch.float64:
+            LOG.doubles.add(line_of_package())
         return made
 
     @classmethod

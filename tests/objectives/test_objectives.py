@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -48,6 +49,15 @@ def test_without_a_generator_masks_follow_the_global_one() -> None:
     assert first.anchor is ids
     assert first.anchor_items is ids
     assert first.valid is None
+
+
+def test_counts_of_masks_are_those_of_exact_fractions() -> None:
+    items = torch.arange(1, 400)
+    for below in (2, 3, 7, 12, 15, 40, 97, 1000):
+        for above in {1, below // 7 + 1, below // 3 + 1, 2 * below // 3, below - 1, below}:
+            share = Fraction(above, below)
+            exact = [max(1, math.ceil(share * n)) for n in items.tolist()]
+            assert positions.mask_counts(items, above / below).tolist() == exact
 
 
 def test_a_tiny_ratio_masks_one_item_and_none_of_an_empty_row() -> None:
