@@ -24,4 +24,15 @@ EQUIVALENT: dict[str, str] = {
     "rows = rows_per_tile(plan.tile_rows, t, p / v * product.itemsize, device)": "the size of a tile: time alone",
     "evaluation/ranking.py evaluate_popularity: for users in totals.argsort(stable=True).split(512): -> "
     "for users in totals.argsort(stable=False).split(512):": "the order in which users are ranked, each by itself",
+    "training/folder.py _lock: file.seek(1 << 30) -> file.seek(1 << 31)": "which byte is locked on Windows",
+    "serving.py top_items: columns = columns if chosen is None or seen is None else "
+    "max(columns, c * seen.shape[1] // 4) -> columns = columns if chosen is not None or seen is None else "
+    "max(columns, c * seen.shape[1] // 4)": "how many users make a block: memory and time alone",
+    "losses/compiled.py compiled_tile: pays = size >= _COMPILE_FROM and (not _status.startswith('eager')) -> "
+    "pays = size >= _COMPILE_FROM and _status.startswith('eager')": (
+        "which of two forms of the same tile runs; the tests that compile are slow ones"
+    ),
+    "export/weights.py _device: torch.empty(0, device=found) -> torch.empty(1, device=found)": (
+        "a device takes one element as it takes none"
+    ),
 }

@@ -162,3 +162,12 @@ def test_a_folder_may_be_a_relative_string(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     train(sasrec(), epochs=1, output_dir="run")
     assert (tmp_path / "run" / "best.pt").exists()
+
+
+def test_two_windows_are_enough_and_one_is_not() -> None:
+    model = EnsembleKD(lambda: SASRec(9, d_model=4, num_layers=1, max_len=4), 2)
+    two = SequenceData.from_sequences([[1, 2, 3, 4], [5, 6, 7, 8]], num_items=9)
+    assert fit(model, two, epochs=1, progress=False).best_epoch == 0
+    one = SequenceData.from_sequences([[1, 2, 3, 4]], num_items=9)
+    with pytest.raises(EnsembleKDError, match="expected at least 2 training windows, got 1"):
+        fit(model, one, epochs=1, progress=False)

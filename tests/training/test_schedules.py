@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.training import Cosine, Ramp, StepDecay
+from ensemble_kd.training import Cosine, Ramp, StepDecay, WarmupStableDecay
 
 
 def test_schedules() -> None:
@@ -30,3 +30,9 @@ def test_schedules() -> None:
     ):
         with pytest.raises(EnsembleKDError, match=named):
             made()
+
+
+def test_the_least_patience_is_one_epoch() -> None:
+    assert WarmupStableDecay(patience=1).patience == 1
+    with pytest.raises(EnsembleKDError, match="expected patience, a whole number >= 1, got 0"):
+        WarmupStableDecay(patience=0)
