@@ -171,6 +171,35 @@ def layout(module: nn.Module) -> dict[str, str]:
     return described
 
 
+class Absent(nn.Parameter):
+    """A parameter of a template between calls: on the meta device, and of no use together with tensors of values.
+
+    Examples:
+        >>> Absent(torch.empty(1, device="meta")) + torch.ones(1)
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: encoder: expected a forward that runs within calls alone, got a part of it \
+that ran without weights. Switch activation checkpointing off: it runs forward again in backward.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run what concerns parameters alone, such as a copy, and refuse what computes."""
+        given = [*args, *(kwargs or {}).values()]
+        given += [one for several in given if isinstance(several, list | tuple) for one in several]
+        if any(isinstance(one, Tensor) and not isinstance(one, Absent) and not one.is_meta for one in given):
+            fix = "Switch activation checkpointing off: it runs forward again in backward."
+            got = "a part of it that ran without weights"
+            raise EnsembleKDError("encoder", "a forward that runs within calls alone", got, fix)
+        return nn.Parameter.__torch_function__(func, types, args, kwargs or {})
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Stay what it is in pickles."""
+        return Absent, (self.detach(), self.requires_grad)
+
+
 def leave_weightless(module: nn.Module) -> None:
     """Move a member's parameters and buffers to the meta device. Tied ones stay tied, plain tensors stay real."""
     moved: dict[int, Tensor] = {}
@@ -183,7 +212,7 @@ def leave_weightless(module: nn.Module) -> None:
                 if id(tensor) not in moved:
                     empty = torch.empty_like(tensor, device="meta")
                     is_parameter = isinstance(tensor, nn.Parameter)
-                    moved[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                    moved[id(tensor)] = Absent(empty, tensor.requires_grad) if is_parameter else empty
                     kept.append(tensor)
                 registry[name] = moved[id(tensor)]  # type: ignore[assignment]
     for child in module.modules():

@@ -49,6 +49,17 @@ class Tied(Embed):
         return self.out(super().forward(item_ids) * self.scale * self.out.get_buffer("scale"))
 
 
+class Thrifty(Embed):
+    def __init__(self, layer: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.layer, self.reentrant = layer, reentrant
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        embedded = super().forward(item_ids)
+        out = torch.utils.checkpoint.checkpoint(self.layer, embedded, use_reentrant=self.reentrant)
+        return out[0] if isinstance(out, tuple) else out
+
+
 class Normed(Embed):
     def __init__(self) -> None:
         super().__init__()
@@ -378,13 +389,15 @@ def test_each_parameter_is_unbound_once() -> None:
     assert (counted["UnbindBackward0"], counted["SelectBackward0"]) == (1, 0)
 
 
-def test_activation_checkpointing_is_an_error() -> None:
-    class Thrifty(Named):
-        def forward(self, item_ids: Tensor) -> Tensor:
-            return torch.utils.checkpoint.checkpoint(super().forward, item_ids, use_reentrant=False)  # type: ignore[no-any-return]
-
-    out = stack(Thrifty)(IDS)
-    with pytest.raises(RuntimeError, match="meta"):
+@pytest.mark.parametrize("copied", [lambda stacked: stacked, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize("layer", [nn.Linear(D, D), nn.LayerNorm(D), nn.GRU(D, D)])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_an_error(
+    reentrant: bool, layer: nn.Module, copied: Callable[[StackedModule], StackedModule]
+) -> None:
+    stacked = copied(StackedModule([Thrifty(copy.deepcopy(layer), reentrant) for _ in range(2)]))
+    out = stacked(IDS)
+    with pytest.raises(EnsembleKDError, match="Switch activation checkpointing off"):
         out.sum().backward()
 
 
