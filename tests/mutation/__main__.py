@@ -1,8 +1,9 @@
 """Draw changes of the library's code and run the tests that can notice them: ``python -m tests.mutation --count 200``.
 
-Each change runs in a forked process with a copy of the package. The file's doctests and its own tests run first, then
-the quick tests of its room, until one fails or time is up, which counts as noticed. What no test noticed is a survivor:
-to be killed by a new test, or listed in equivalent.py with the reason. Ends with 1 if there is one.
+The tests of a room are collected once. For each change the process is forked, the functions of the module get the
+changed code, and the tests run: first the doctests and tests of the file itself, then the quick tests of its room,
+until one fails or time is up, which counts as noticed. What no test noticed is a survivor: to be killed by a new test,
+or listed in equivalent.py with the reason. Ends with 1 if there is one.
 
 ``--save FILE`` keeps a line of JSON for each change, ``--again FILE`` runs the survivors of such a file once more, and
 ``--table FILE`` prints it as RESULTS.md has it.
@@ -11,27 +12,29 @@ to be killed by a new test, or listed in equivalent.py with the reason. Ends wit
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
-import shutil
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.mutation.changes import Change, changed, changes
+import pytest
+
+from tests.mutation.changes import Change, changes
 from tests.mutation.equivalent import EQUIVALENT
+from tests.mutation.live import put
 from tests.mutation.table import table
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 600  # of tests without a change; with one they get thrice their own time
+LIMIT_S = 600  # of the processor, for the tests without a change; with one they get thrice what they took
+HANGS_S = 1800  # of the clock, for tests that wait for nothing
 # files (of the package) -> the tests that can notice a change of them
 TESTS = {
     "functional.py": ["tests/test_functional.py", "tests/spec/test_identities.py", "tests/losses"],
@@ -48,6 +51,7 @@ TESTS = {
     "evaluation/ranking.py": ["tests/test_evaluation.py", "tests/training"],
 }
 ELSEWHERE = {"row_kernel.py"}  # runs on CUDA alone; tests/device has it
+OPTIONS = ["-x", "-qq", "-s", "-m", "not slow", "-p", "no:cacheprovider"]
 
 
 def files() -> dict[str, list[str]]:
@@ -61,109 +65,111 @@ def files() -> dict[str, list[str]]:
     }
 
 
+def source_of(file: str) -> str:
+    return (ROOT / "ensemble_kd" / file).read_text(encoding="utf-8")
+
+
 def drawn(count: int, seed: int) -> list[tuple[str, Change]]:
     """Draw changes, each file by its number of them."""
-    everything = [
-        (file, change)
-        for file in files()
-        for change in changes((ROOT / "ensemble_kd" / file).read_text(encoding="utf-8"))
-    ]
+    everything = [(file, change) for file in files() for change in changes(source_of(file))]
     return random.Random(seed).sample(everything, min(count, len(everything)))
-
-
-def ordered(file: str, tests: Sequence[str]) -> list[list[str]]:
-    """Return the tests in two lots: those of the file itself, which notice most, and those of its room."""
-    room, _, name = f"tests/{file}".rpartition("/")
-    own = [f"ensemble_kd/{file}", f"{room}/test_{name}"]
-    return [own, list(tests)]
-
-
-class Tried:
-    """A copy of the package in which changes are made, one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.copy = copied(folder)
-        self.seconds: dict[str, float] = {}  # that the tests of a room take without a change
-
-    def outcome(self, file: str, change: Change, tests: Sequence[str]) -> str:
-        """Make one change in the copy, run the tests, and put it back."""
-        limit = 3 * self._unchanged(tests) + 60
-        path = self.copy / "ensemble_kd" / file
-        source = path.read_text(encoding="utf-8")
-        path.write_text(changed(source, change), encoding="utf-8")
-        try:
-            return _tested(self.copy, ordered(file, tests), limit)
-        finally:
-            path.write_text(source, encoding="utf-8")
-
-    def _unchanged(self, tests: Sequence[str]) -> float:
-        """Run the tests once without a change: they must pass, or every change would look noticed."""
-        name = " ".join(tests)
-        if name not in self.seconds:
-            start = time.monotonic()
-            if (found := _tested(self.copy, [tests], LIMIT_S)) != "survived":
-                raise SystemExit(f"Without any change, the tests do not pass: {name} ({found})")
-            self.seconds[name] = time.monotonic() - start
-        return self.seconds[name]
-
-
-def _tested(copy: Path, lots: Sequence[Sequence[str]], limit: float) -> str:
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)
-        os._exit(_run(copy, lots))
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return "survived" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed"
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "timed out"
-
-
-def _run(copy: Path, lots: Sequence[Sequence[str]]) -> int:
-    """Run pytest in this process, which has imported nothing of the package yet."""
-    os.chdir(copy)
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "ensemble_kd", "conftest")]:
-        del sys.modules[name]
-    sys.path.insert(0, str(copy))
-    sys.dont_write_bytecode = True
-    import pytest
-
-    found = 0
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        for lot in lots:
-            options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-            found = int(pytest.main([*options, *(test for test in lot if (copy / test).exists())]))
-            found = 0 if found == pytest.ExitCode.NO_TESTS_COLLECTED and lot is not lots[-1] else found
-            if found:
-                break
-    return found
-
-
-def copied(folder: Path) -> Path:
-    """Copy what the tests need."""
-    for name in ("ensemble_kd", "tests", "benchmarks"):
-        ignored = shutil.ignore_patterns("__pycache__", "results")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("conftest.py", "pyproject.toml", "README.md", "ARCHITECTURE.md"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def revision() -> str:
-    """Return the commit that is checked out."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def find(key: str) -> tuple[str, Change] | None:
     """Return the change of that name, unless the code is another now."""
     file = key.partition(" ")[0]
-    source = (ROOT / "ensemble_kd" / file).read_text(encoding="utf-8")
+    source = source_of(file)
     return next(((file, change) for change in changes(source) if change.key(file, source) == key), None)
+
+
+class CannotPutError(Exception):
+    """A change that cannot be put into a living function: to be looked at by hand, so it counts as a survivor."""
+
+
+class Hunt:
+    """A plugin of pytest that runs the tests of a room once for each change, in place of once."""
+
+    def __init__(self, chosen: Sequence[tuple[str, Change]], tell: Callable[[str, Change, str], None]) -> None:
+        self.chosen, self.tell = chosen, tell
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        if session.testsfailed:
+            raise session.Interrupted("The tests cannot be collected.")
+        found, seconds = _forked(lambda: _failed(session, session.items), LIMIT_S)
+        if found != "survived":
+            raise session.Interrupted(f"The tests do not pass without a change ({found}).")
+        for file, change in self.chosen:
+            self.tell(file, change, _forked(lambda f=file, c=change: self._changed(session, f, c), 3 * seconds + 60)[0])
+        return True
+
+    def _changed(self, session: pytest.Session, file: str, change: Change) -> bool:
+        try:
+            put(ROOT / "ensemble_kd" / file, change)
+        except ValueError as error:
+            raise CannotPutError from error
+        room, _, name = f"tests/{file}".rpartition("/")
+        own = {ROOT / "ensemble_kd" / file, ROOT / room / f"test_{name}"}
+        return _failed(session, sorted(session.items, key=lambda item: item.path not in own))
+
+
+def _failed(session: pytest.Session, items: Sequence[pytest.Item]) -> bool:
+    """Run tests until one fails."""
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return True
+    return False
+
+
+def _forked(failed: Callable[[], bool], limit: float) -> tuple[str, float]:
+    """Run tests in a fork: the outcome, and seconds of the processor, which the load of other programs hardly moves."""
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1)
+        os.dup2(silent, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit), resource.RLIM_INFINITY))
+        try:
+            os._exit(int(failed()))
+        except CannotPutError:
+            os._exit(2)
+        except BaseException:  # a change may break pytest's own work: noticed
+            os._exit(1)
+    end = time.monotonic() + HANGS_S
+    while time.monotonic() < end:
+        done, status, used = os.wait4(child, os.WNOHANG)
+        if done:
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 2:
+                return "survived", 0.0
+            late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+            passed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+            return "timed out" if late else "survived" if passed else "killed", used.ru_utime + used.ru_stime
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timed out", limit
+
+
+def hunt(chosen: Iterable[tuple[str, Change]], tell: Callable[[str, Change, str], None]) -> None:
+    """Try the changes, room by room, each room in a process of its own."""
+    rooms: dict[tuple[str, ...], list[tuple[str, Change]]] = {}
+    known = files()
+    for file, change in chosen:
+        if change.key(file, source_of(file)) in EQUIVALENT:
+            tell(file, change, "equivalent")
+        else:
+            rooms.setdefault(tuple(known[file]), []).append((file, change))
+    for tests, several in rooms.items():
+        child = os.fork()
+        if not child:
+            with tempfile.TemporaryDirectory() as folder:
+                doctests = sorted({f"ensemble_kd/{file}" for file, _ in several})
+                options = [*OPTIONS, f"--basetemp={folder}/tests"]
+                code = int(pytest.main([*options, *doctests, *tests], plugins=[Hunt(several, tell)]))
+            os._exit(code if code != pytest.ExitCode.NO_TESTS_COLLECTED else 0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            raise SystemExit(f"Stopped at {' '.join(tests)}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,42 +184,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.table is not None:
         print("\n".join(table(_lines(args.table))))
         return 0
-    import torch  # before the forks
+    os.chdir(ROOT)
+    import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # before the forks
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    revision = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    seeds: dict[str, int] = {}
     kept: list[dict[str, Any]] = []
     if args.again is None:
-        chosen = [(args.seed, *each) for each in drawn(args.count, args.seed) if args.only in each[0]]
+        chosen = [each for each in drawn(args.count, args.seed) if args.only in each[0]]
     else:
         kept = [line for line in _lines(args.again) if line["outcome"] != "survived"]
-        survivors = [line for line in _lines(args.again) if line["outcome"] == "survived"]
-        chosen = [(line["seed"], *each) for line in survivors if (each := find(line["change"])) is not None]
-    fresh = []
-    with tempfile.TemporaryDirectory() as name:
-        tried, tests = Tried(Path(name)), files()
-        for seed, file, change in chosen:
-            key = change.key(file, (ROOT / "ensemble_kd" / file).read_text(encoding="utf-8"))
-            found = "equivalent" if key in EQUIVALENT else tried.outcome(file, change, tests[file])
-            line = {"seed": seed, "file": file, "line": change.line, "change": key, "outcome": found}
-            fresh.append(line | {"revision": revision()} | ({"reason": EQUIVALENT[key]} if key in EQUIVALENT else {}))
+        lines = [line for line in _lines(args.again) if line["outcome"] == "survived"]
+        seeds = {line["change"]: line["seed"] for line in lines}
+        chosen = [each for line in lines if (each := find(line["change"])) is not None]
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as fresh:
+
+        def tell(file: str, change: Change, found: str) -> None:
+            key = change.key(file, source_of(file))
+            line = {"seed": seeds.get(key, args.seed), "file": file, "line": change.line, "change": key}
+            line |= {"outcome": found, "revision": revision}
+            line |= {"reason": EQUIVALENT[key]} if found == "equivalent" else {}
             if found == "survived":
                 print(f"{file}:{change.line} {key}", flush=True)
-            if args.save is not None:
-                _write(args.save, fresh[-1:], "a")
+            for path in filter(None, (Path(fresh.name), args.save)):
+                with path.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(line) + "\n")
+
+        hunt(chosen, tell)
+        found = [*kept, *_lines(Path(fresh.name))]
     if args.again is not None:
-        _write(args.again, [*kept, *fresh], "w")
-    print("\n".join(table([*kept, *fresh])), flush=True)
-    return int(any(line["outcome"] == "survived" for line in fresh))
+        args.again.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+    print("\n".join(table(found)), flush=True)
+    return int(any(line["outcome"] == "survived" for line in found))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _write(path: Path, lines: Sequence[dict[str, Any]], mode: str) -> None:
-    with path.open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

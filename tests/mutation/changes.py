@@ -62,11 +62,16 @@ def changes(source: str) -> list[Change]:
 
 def changed(source: str, change: Change) -> str:
     """Return the module with the change made."""
+    return ast.unparse(changed_tree(source, change))
+
+
+def changed_tree(source: str, change: Change) -> ast.Module:
+    """Return the module with the change made, its lines numbered as before."""
     tree = ast.parse(source)
     node, _ = list(places(tree))[change.index]
     new = list(variants(node))[change.variant]
     _Put(node, new).visit(tree)
-    return ast.unparse(ast.fix_missing_locations(tree))
+    return ast.fix_missing_locations(tree)
 
 
 class _Put(ast.NodeTransformer):
@@ -79,22 +84,22 @@ class _Put(ast.NodeTransformer):
 
 def places(tree: ast.Module) -> Iterator[tuple[Any, str]]:
     """Yield the nodes of functions that may change, with the name of the function. Texts of errors are left alone."""
-    yield from _within(tree, "")
+    yield from _within(tree, "", False)
 
 
-def _within(node: ast.AST, function: str) -> Iterator[tuple[Any, str]]:
-    for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "decorator_list", "type_params"):
+def _within(node: ast.AST, name: str, runs: bool) -> Iterator[tuple[Any, str]]:
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.JoinedStr | ast.Assert):
                 continue
-            inner = function
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
-                inner = f"{function}.{child.name}".lstrip(".")
-            elif function:
-                yield child, function
-            yield from _within(child, inner)
+                yield from _within(child, f"{name}.{child.name}".lstrip("."), isinstance(child, ast.FunctionDef))
+                continue
+            if runs:
+                yield child, name
+            yield from _within(child, name, runs)
 
 
 def variants(node: Any) -> Iterator[Any]:
