@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,8 @@ import pytest
 from ensemble_kd import EnsembleKDError
 from ensemble_kd.distributed import Place
 from ensemble_kd.internal import files
-from ensemble_kd.training.folder import claimed, locked
+from ensemble_kd.training import folder as posix
+from ensemble_kd.training.folder import LOCK, claimed, locked
 from tests.training.runs import sasrec, train
 from tests.training.test_resume import Killed
 
@@ -163,3 +167,55 @@ def test_a_folder_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypat
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with pytest.warns(UserWarning, match="cannot be locked"), locked(tmp_path):
         pass
+
+
+class Locking(ModuleType):
+    """The one function of msvcrt, which Windows alone has, as its manual describes it.
+
+    It locks bytes from where the file stands, for one handle, even against others of the same process. What is locked
+    no other handle can read. The lock ends with the handle.
+    """
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        super().__init__("msvcrt")
+        self.taken: dict[tuple[int, int], int] = {}  # (file, byte) -> handle
+
+    def locking(self, handle: int, mode: int, count: int) -> None:
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        place = os.fstat(handle).st_ino, os.lseek(handle, 0, os.SEEK_CUR)
+        if self.taken.get(place, handle) != handle:
+            raise OSError(errno.EACCES, "Permission denied")
+        self.taken[place] = handle
+
+    def close(self, handle: int) -> None:
+        self.taken = {place: owner for place, owner in self.taken.items() if owner != handle}
+
+
+def test_the_lock_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its calls run here against a description of msvcrt; CI has no Windows."""
+    windows = Locking()
+    spec = importlib.util.spec_from_file_location("folder_on_windows", posix.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    folder = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "msvcrt", windows)
+        patch.setattr(sys, "platform", "win32")
+        spec.loader.exec_module(folder)
+    folder.os = SimpleNamespace(**{**vars(os), "name": "nt"})  # type: ignore[attr-defined]
+    path, holder = tmp_path / LOCK, IN_USE.format(os.getpid())
+    for _ in range(2):
+        with folder.locked(tmp_path):
+            (((file, byte), handle),) = windows.taken.items()
+            assert file == path.stat().st_ino
+            assert byte >= path.stat().st_size > 0  # else no other run could read whose lock it is
+            with pytest.raises(EnsembleKDError, match=holder), folder.locked(tmp_path):
+                pass
+            assert path.exists()
+            os.fstat(handle)  # still open, by which the lock is kept
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(handle)
+        windows.close(handle)
+        assert not path.exists()
