@@ -69,12 +69,15 @@ class FromTeacher(ItemLoss):
         """Return the students' losses at the targets.
 
         Raises:
-            EnsembleKDError: the objective samples its negatives, while the student learns from all items; or KD is to
-                pass between some members alone.
+            EnsembleKDError: the objective samples its negatives, while the student learns from all items; KD is to pass
+                between some members alone; or the losses have Ambiguity.
         """
         if draw.candidates is not None:
             fix = "Leave negatives out: the student learns from the teacher's whole distribution."
             raise EnsembleKDError("FromTeacher", "an objective over all items", "sampled negatives", fix)
+        if weighting.ambiguity_weight != 0:
+            fix = "Leave Ambiguity out: students learn from their teacher alone, not from each other."
+            raise EnsembleKDError("FromTeacher", "losses without Ambiguity", f"{weighting.ambiguity_weight:g}", fix)
         if weighting.kd.between != "all":
             fix = "Leave between out: students have one teacher, the ensemble."
             raise EnsembleKDError("FromTeacher", 'KD(between="all")', repr(weighting.kd), fix)
@@ -155,7 +158,7 @@ def distill(
         The student and how its training went.
 
     Raises:
-        EnsembleKDError: losses without KD or with contrastive terms, sampled negatives, or what ``fit`` refuses.
+        EnsembleKDError: losses without KD or with terms besides AP, sampled negatives, or what ``fit`` refuses.
 
     Examples:
         >>> from ensemble_kd.data import synthetic
@@ -176,7 +179,7 @@ def distill(
         kd = 10 * KD(temperature=1.0)
         losses = kd + own[0] * AP() if own is not None and with_ap else kd
     named = terms_by_name(losses)
-    if "kd" not in named or named.keys() & {"icl", "ccl"}:
+    if "kd" not in named or named.keys() & {"icl", "ccl", "ambiguity"}:
         fix = "Pass losses=10 * KD(temperature=1.0), or that and AP()."
         raise EnsembleKDError("distill", "losses with KD, and AP at most", repr(losses), fix)
     chosen = ensemble.objective if objective is None else objective

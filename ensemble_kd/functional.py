@@ -114,6 +114,38 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
     return value * temperature**2 if scale_by_temperature_squared else value
 
 
+def ambiguity(logits: Tensor) -> Tensor:
+    r"""Spread of the members around their ensemble, ``sum_a KL(p_G || p_a)``, in time linear in n.
+
+    p_G is the softmax of the mean logits z̄ (Eq. 20), p_a that of member a. It equals ``sum_a lse(z_a) - n lse(z̄)``,
+    and the cross-entropy of the ensemble is the members' mean minus 1/n of it. Its gradient ``p_a - p_G`` is the same
+    if p_G is cut off from it or not.
+
+    Source: Krogh and Vedelsby, "Neural network ensembles, cross validation, and active learning", NeurIPS 1995; for
+    cross-entropy and means of logits, Webb et al., ECML 2020. Where we differ: they divide by n; we sum over members,
+    as the paper does with all its losses.
+
+    Args:
+        logits: (n, t, v) scores of every item at every target position.
+
+    Returns:
+        () sum over members, mean over target positions; 0 at n = 1.
+
+    Examples:
+        >>> logits = torch.tensor([[[0.0, 2.0]], [[2.0, 0.0]]])
+        >>> target = torch.tensor([0])
+        >>> members, ensemble = (item_cross_entropy(x, target).mean() for x in (logits, logits.mean(0, keepdim=True)))
+        >>> round(float(members - ensemble - ambiguity(logits) / 2), 6)
+        0.0
+    """
+    tensor("ambiguity", "logits", logits, "n t v", "floating")
+    if len(logits) == 1:
+        return logits.new_zeros(())
+    members = F.log_softmax(logits, dim=-1)
+    ensemble = F.log_softmax(logits.mean(dim=0), dim=-1)
+    return einsum(ensemble.exp(), ensemble - members, "t v, n t v -> n t").mean(dim=1).sum()
+
+
 def pool_sequence(hidden: Tensor, real: Tensor, *, pool: Pool = "flatten") -> Tensor:
     r"""H(s), one vector per sequence, from the hidden states at its positions (Eqs. 8 and 12).
 

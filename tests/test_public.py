@@ -48,15 +48,15 @@ SURFACE = {
         Card from_pretrained load push_to_hub save save_pretrained Scorer to_onnx to_program
     """,
     "functional": """
-        attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool
+        ambiguity attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool
         pool_sequence Variant
     """,
     "growing": """
         grow
     """,
     "losses": """
-        AP attribute_losses Between CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss LossName
-        LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
+        Ambiguity AP attribute_losses Between CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss
+        LossName LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
     """,
     "metrics": """
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks

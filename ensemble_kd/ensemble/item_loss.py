@@ -34,6 +34,7 @@ class Weighting(NamedTuple):
     product_dtype: torch.dtype  # of the matrix products
     spread: Spread | None = None  # where other processes have members
     kinds: tuple[int, ...] | None = None  # a number per member, equal for members of one architecture
+    ambiguity_weight: float = 0.0  # of the ambiguity, a sum over views of means; it may be negative
 
 
 class ItemLoss(Protocol):
@@ -52,8 +53,8 @@ class ItemLoss(Protocol):
             weighting: the weights of the parts.
 
         Returns:
-            ``total`` (), differentiable and weighted; ``cross_entropy`` (n,) and ``kd`` (), detached means over the
-            targets.
+            ``total`` (), differentiable and weighted; ``cross_entropy`` (n,), ``kd`` () and ``ambiguity`` (), detached
+            means over the targets.
         """
         ...
 
@@ -68,7 +69,7 @@ class ItemLoss(Protocol):
 
 @dataclass(frozen=True)
 class Mutual(ItemLoss):
-    """Cross-entropy (Eqs. 5-7), and KD between the members (Eqs. 16-18): the loss of EMKD.
+    """Cross-entropy (Eqs. 5-7), and KD between the members (Eqs. 16-18): the loss of EMKD; and ambiguity if wanted.
 
     Examples:
         >>> Mutual()
@@ -82,6 +83,7 @@ class Mutual(ItemLoss):
             "valid": draw.valid,
             "ce_weight": weighting.targets,
             "kd_weight": weighting.kd_weight,
+            "ambiguity_weight": weighting.ambiguity_weight,
             "temperature": weighting.kd.temperature,
             "scale_by_temperature_squared": weighting.kd.scale_by_temperature_squared,
             "between": weighting.kd.between,

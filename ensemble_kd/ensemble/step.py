@@ -119,6 +119,7 @@ def _losses_of_batch(
             targets=float(m) if with_targets else 0.0,
             kd_weight=kd_weight * m,
             kd=kd,
+            ambiguity_weight=named["ambiguity"][0] * m if "ambiguity" in named else 0.0,
             product_dtype=product_dtype,
             kinds=model.encoder.kinds,
             spread=None if place.member is None else Spread(len(model), partial(sum_members_, place=place)),
@@ -130,6 +131,8 @@ def _losses_of_batch(
         total, terms = main.total, {model.objective.name: m * main.cross_entropy.sum()}
         if "kd" in named:
             terms["kd"] = m * main.kd
+        if "ambiguity" in named:
+            terms["ambiguity"] = m * main.ambiguity
         if "ap" in named:
             value = _attribute_loss(model, draw, anchor, product_dtype)
             value = value if own is None else own[1] * value

@@ -14,6 +14,7 @@ from ensemble_kd.losses import (
     CCL,
     ICL,
     KD,
+    Ambiguity,
     Loss,
     terms_by_name,
 )
@@ -22,7 +23,7 @@ from ensemble_kd.objectives import MaskedItem, NextItem, Objective
 FORMAT = 1
 MOST_NAMED = 5  # differences that an error lists
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"MaskedItem": MaskedItem, "NextItem": NextItem}
-TERMS: Mapping[str, Callable[..., Loss]] = {"AP": AP, "ICL": ICL, "CCL": CCL, "KD": KD}
+TERMS: Mapping[str, Callable[..., Loss]] = {"AP": AP, "ICL": ICL, "CCL": CCL, "KD": KD, "Ambiguity": Ambiguity}
 
 
 def to_json(model: EnsembleKD) -> str:

@@ -2,7 +2,8 @@
 
 from ensemble_kd.losses.attributes import attribute_losses
 from ensemble_kd.losses.compiled import compile_status
-from ensemble_kd.losses.items import Between, ItemLosses, Spread, item_losses
+from ensemble_kd.losses.items import ItemLosses, item_losses
+from ensemble_kd.losses.peers import Between, Spread
 from ensemble_kd.losses.sampled import sampled_item_losses
 from ensemble_kd.losses.students import distillation_losses
 from ensemble_kd.losses.terms import (
@@ -10,6 +11,7 @@ from ensemble_kd.losses.terms import (
     CCL,
     ICL,
     KD,
+    Ambiguity,
     Loss,
     LossName,
     LossSum,
@@ -24,6 +26,7 @@ __all__ = [
     "CCL",
     "ICL",
     "KD",
+    "Ambiguity",
     "Between",
     "ItemLosses",
     "Loss",

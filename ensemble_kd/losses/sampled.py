@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import number, tensor
-from ensemble_kd.losses.items import Between, ItemLosses, Spread, item_losses
+from ensemble_kd.losses.items import ItemLosses, item_losses
+from ensemble_kd.losses.peers import Between, Spread
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
 
@@ -31,6 +32,7 @@ def sampled_item_losses(
     spread: Spread | None = None,
     ce_weight: float = 1.0,
     kd_weight: float = 0.0,
+    ambiguity_weight: float = 0.0,
     temperature: float = 1.0,
     scale_by_temperature_squared: bool = False,
     between: Between = "all",
@@ -51,6 +53,7 @@ def sampled_item_losses(
         spread: given if other processes have members of the ensemble.
         ce_weight: weight of the cross-entropy in ``total``.
         kd_weight: weight of KD in ``total``.
+        ambiguity_weight: weight of the ambiguity in ``total``.
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
         between: the pairs of members that KD is summed over.
@@ -58,7 +61,7 @@ def sampled_item_losses(
         product_dtype: precision of the matrix products.
 
     Returns:
-        ``total``, ``cross_entropy`` and ``kd``.
+        ``total``, ``cross_entropy``, ``kd`` and ``ambiguity``.
 
     Raises:
         EnsembleKDError: counts that do not fit, or what ``item_losses`` refuses.
@@ -97,7 +100,7 @@ def sampled_item_losses(
     )
     alone = len(hidden) == 1 and spread is None
     if kd_weight == 0 or temperature == 1 or alone:  # one correction, so that one pass serves both losses
-        return losses(bias + log_counts, ce_weight=ce_weight, kd_weight=kd_weight)
-    main = losses(bias + log_counts, ce_weight=ce_weight, kd_weight=0.0)
+        return losses(bias + log_counts, ce_weight=ce_weight, kd_weight=kd_weight, ambiguity_weight=ambiguity_weight)
+    main = losses(bias + log_counts, ce_weight=ce_weight, kd_weight=0.0, ambiguity_weight=ambiguity_weight)
     kd = losses(bias + temperature * log_counts, ce_weight=0.0, kd_weight=kd_weight)
-    return ItemLosses(main.total + kd.total, main.cross_entropy, kd.kd)
+    return main._replace(total=main.total + kd.total, kd=kd.kd)

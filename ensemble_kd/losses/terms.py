@@ -15,14 +15,14 @@ from typing_extensions import override
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
 from ensemble_kd.internal import choice, flag, number
-from ensemble_kd.losses.items import Between
+from ensemble_kd.losses.peers import Between
 
 Need = Literal["anchor", "views", "logits", "attributes"]
-LossName = Literal["ap", "icl", "ccl", "kd"]
+LossName = Literal["ap", "icl", "ccl", "kd", "ambiguity"]
 
 
 class Loss:
-    """A loss: it can be added, be scaled by a number >= 0, and list its weighted terms."""
+    """A loss: it can be added, be scaled by a number, and list its weighted terms. Only ``Ambiguity`` takes one < 0."""
 
     __array_ufunc__ = None  # so that NumPy leaves the product of an array and a loss to __rmul__, which refuses it
 
@@ -45,7 +45,8 @@ class Loss:
     def __mul__(self, weight: object) -> Loss:
         if isinstance(weight, Loss):
             return NotImplemented
-        factor = number("losses", "the weight of a loss", weight, least=0)
+        signed = all(term.least_weight < 0 for _, term in self.weighted())
+        factor = number("losses", "the weight of a loss", weight, least=None if signed else 0)
         return _sum(tuple((factor * own, term) for own, term in self.weighted()))
 
     __rmul__ = __mul__
@@ -56,6 +57,7 @@ class Term(Loss):
 
     name: ClassVar[LossName]
     needs: ClassVar[frozenset[Need]]
+    least_weight: ClassVar[float] = 0.0
 
     @override
     def weighted(self) -> tuple[tuple[float, Term], ...]:
@@ -180,6 +182,34 @@ class KD(Term):
         flag("KD", "scale_by_temperature_squared", self.scale_by_temperature_squared)
 
 
+@dataclass(frozen=True, repr=False)
+class Ambiguity(Term):
+    """The spread of the members around their ensemble, ``functional.ambiguity``: one knob from alone to joint.
+
+    The cross-entropy of the ensemble's mean logits is the mean of the members' cross-entropies minus the ambiguity per
+    member (Krogh and Vedelsby, 1995). So a weight of −1 trains the ensemble as one network, and one between −1 and 0 is
+    negative correlation learning: members may be worse alone as long as they are so in different ways. At 0 members
+    are on their own. A weight > 0 is distillation from the ensemble into its members. Near −1 members lean on each
+    other: watch the ensemble, not them. Below −1 the sum has no minimum, and is refused.
+
+    Source: Webb et al., "To ensemble or not ensemble: when does end-to-end training fail?", ECML 2020; Jeffares et al.,
+    "Joint training of deep ensembles fails due to learner collusion", NeurIPS 2023.
+
+    Examples:
+        >>> AP() + -0.5 * Ambiguity()
+        AP() + -0.5 * Ambiguity()
+        >>> terms_by_name(-2 * Ambiguity())
+        Traceback (most recent call last):
+            ...
+        ensemble_kd.errors.EnsembleKDError: losses: expected a weight of Ambiguity >= -1, got -2.0. Below it the loss \
+has no minimum: at -1 the ensemble is trained as one network.
+    """
+
+    name: ClassVar[LossName] = "ambiguity"
+    needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
+    least_weight: ClassVar[float] = -1.0
+
+
 def _set_temperature(term: KD | _Contrastive) -> None:
     """Check the temperature and make it a ``float``: a NumPy number would print as what nobody types."""
     object.__setattr__(term, "temperature", number(type(term).__name__, "temperature", term.temperature, above=0))
@@ -189,7 +219,7 @@ def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
     """Return the terms of a sum by name, without terms of weight 0, which need not be computed.
 
     Raises:
-        EnsembleKDError: ``losses`` is no loss, or two terms of one name have different settings.
+        EnsembleKDError: ``losses`` is no loss, two terms of one name have different settings, or a weight is too low.
 
     Examples:
         >>> terms_by_name(0.1 * ICL() + 0 * KD())
@@ -199,12 +229,15 @@ def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
         return {}
     if not isinstance(losses, Loss):
         raise EnsembleKDError(
-            "losses", "a sum of ICL, CCL, KD, AP, or 0 for none", repr(losses), "See ensemble_kd.losses."
+            "losses", "a sum of ICL, CCL, KD, Ambiguity, AP, or 0 for none", repr(losses), "See ensemble_kd.losses."
         )
     named: dict[LossName, tuple[float, Term]] = {}
     for weight, term in losses.weighted():
         if weight == 0:
             continue
+        if weight < term.least_weight:
+            fix = "Below it the loss has no minimum: at -1 the ensemble is trained as one network."
+            raise EnsembleKDError("losses", f"a weight of Ambiguity >= {term.least_weight:g}", weight, fix)
         if term.name in named:
             raise EnsembleKDError(
                 "losses",
@@ -217,7 +250,7 @@ def terms_by_name(losses: Loss | int) -> dict[LossName, tuple[float, Term]]:
 
 
 def scale_transfer(losses: Loss, share: float) -> Loss:
-    """Return the sum with ``share`` of the weight of ICL, CCL and KD, which pass between members or between views.
+    """Return the sum with ``share`` of the weight of all terms but AP, which pass between members or between views.
 
     Examples:
         >>> scale_transfer(AP() + 0.2 * ICL() + 0.5 * KD(temperature=1.0), 0.5)

@@ -569,8 +569,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a class for a loss": (
         lambda: EnsembleKD(Rows, losses=KD),  # type: ignore[arg-type]
-        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.terms.KD'>. See "
-        "ensemble_kd.losses.",
+        "losses: expected a sum of ICL, CCL, KD, Ambiguity, AP, or 0 for none, got <class "
+        "'ensemble_kd.losses.terms.KD'>. See ensemble_kd.losses.",
     ),
     "AP without attributes": (
         lambda: EnsembleKD(Rows, losses=AP() + KD()),

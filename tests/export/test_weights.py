@@ -24,7 +24,7 @@ from ensemble_kd import (
 from ensemble_kd.data import ItemAttributes, synthetic
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.export import load, save
-from ensemble_kd.losses import terms_by_name
+from ensemble_kd.losses import Ambiguity, terms_by_name
 from tests.export.models import ENCODERS, LENGTH, V, ensemble, inputs
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
@@ -47,7 +47,8 @@ def test_a_saved_model_is_the_model(name: str, tmp_path: Path) -> None:
 
 
 def test_losses_objective_and_attributes(tmp_path: Path) -> None:
-    losses = 0.5 * AP() + 0.1 * CCL(temperature=0.7, pool="mean") + 2.0 * KD(scale_by_temperature_squared=True)
+    kd = 2.0 * KD(scale_by_temperature_squared=True)
+    losses = 0.5 * AP() + 0.1 * CCL(temperature=0.7, pool="mean") + kd + -0.5 * Ambiguity()
     objective = MaskedItem(mask_ratio=0.4, views=3, newest=None)
 
     def encoder() -> nn.Module:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ensemble_kd.losses.row_kernel as row_kernel
 from ensemble_kd.losses import compile_status, item_losses
-from ensemble_kd.losses.items import Peers
+from ensemble_kd.losses.peers import Peers
 
 RowTile = Callable[..., tuple[Tensor, ...]]
 Case = tuple[int, float, bool, torch.dtype, int, bool, bool]

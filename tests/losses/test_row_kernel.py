@@ -16,7 +16,7 @@ import torch
 import ensemble_kd.losses.compiled as compiled
 import ensemble_kd.losses.row_kernel as row_kernel
 from ensemble_kd.losses import compile_status, item_losses
-from ensemble_kd.losses.items import Peers
+from ensemble_kd.losses.peers import Peers
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs the extra triton")

@@ -18,6 +18,7 @@ from ensemble_kd.losses import (
     CCL,
     ICL,
     KD,
+    Ambiguity,
     Loss,
     LossName,
     Need,
@@ -30,6 +31,7 @@ pools = st.sampled_from(["flatten", "mean", "last"])
 variants = st.sampled_from(["paper", "reference_code"])
 terms: st.SearchStrategy[Term] = st.one_of(
     st.just(AP()),
+    st.just(Ambiguity()),
     st.builds(ICL, temperature=temperatures, pool=pools, variant=variants),
     st.builds(CCL, temperature=temperatures, pool=pools, variant=variants),
     st.builds(KD, temperature=temperatures, scale_by_temperature_squared=st.booleans()),
@@ -115,6 +117,20 @@ def test_losses_are_values(loss: Loss) -> None:
 def test_terms_are_frozen(term: Term) -> None:
     with pytest.raises(AttributeError):
         setattr(term, "temperature", 1.0)  # noqa: B010  the assignment itself does not type-check
+
+
+def test_only_ambiguity_takes_a_weight_below_0() -> None:
+    assert repr(AP() + -0.5 * Ambiguity()) == "AP() + -0.5 * Ambiguity()"
+    assert 2 * (-0.5 * Ambiguity()) == -1 * Ambiguity()
+    assert eval("-0.5 * Ambiguity() + AP()") == -0.5 * Ambiguity() + AP()
+    assert terms_by_name(-1 * Ambiguity() + KD()) == {"ambiguity": (-1.0, Ambiguity()), "kd": (1.0, KD())}
+    for loss in (KD(), AP() + Ambiguity(), 0 * KD() + Ambiguity()):
+        with pytest.raises(
+            EnsembleKDError, match=r"losses: expected the weight of a loss, a finite number >= 0, got -1"
+        ):
+            -1 * loss
+    with pytest.raises(EnsembleKDError, match=r"losses: expected a weight of Ambiguity >= -1, got -1.5"):
+        terms_by_name(3 * (-0.5 * Ambiguity()))
 
 
 def test_terms_of_one_kind_and_setting_merge() -> None:

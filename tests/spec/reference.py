@@ -68,6 +68,24 @@ def kd_gradient(p: Tensor, tau: float) -> Tensor:
     return torch.stack([(n * z[y] - s) / (tau * t) for y in range(n)])
 
 
+def ambiguity(p: Tensor) -> Tensor:
+    """sum_a KL(p_G || p_a), a mean over t, with p_G the normalised geometric mean of the members' probabilities.
+
+    p_G is cut off from the gradient, which the code's is not: both are the same.
+    """
+    n, t, _ = p.shape
+    total = p.new_zeros(())
+    for i in range(t):
+        members = [softmax(p[a, i]) for a in range(n)]
+        g = torch.ones_like(p[0, i])
+        for member in members:
+            g = g * member.detach() ** (1 / n)
+        g = g / g.sum()
+        for member in members:
+            total = total + (g * torch.log(g / member)).sum()
+    return total / t
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """g of Eq. 12."""
     return (a * b).sum() / torch.sqrt((a * a).sum() * (b * b).sum())
