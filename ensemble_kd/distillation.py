@@ -69,8 +69,8 @@ class FromTeacher(ItemLoss):
         """Return the students' losses at the targets.
 
         Raises:
-            EnsembleKDError: the objective samples its negatives, while the student learns from all items; KD is to pass
-                between some members alone; or the losses have Ambiguity.
+            EnsembleKDError: the objective samples its negatives, while the student learns from all items; KD has more
+                settings than its temperature; or the losses have Ambiguity.
         """
         if draw.candidates is not None:
             fix = "Leave negatives out: the student learns from the teacher's whole distribution."
@@ -78,9 +78,10 @@ class FromTeacher(ItemLoss):
         if weighting.ambiguity_weight != 0:
             fix = "Leave Ambiguity out: students learn from their teacher alone, not from each other."
             raise EnsembleKDError("FromTeacher", "losses without Ambiguity", f"{weighting.ambiguity_weight:g}", fix)
-        if weighting.kd.between != "all":
-            fix = "Leave between out: students have one teacher, the ensemble."
-            raise EnsembleKDError("FromTeacher", 'KD(between="all")', repr(weighting.kd), fix)
+        plain = KD(weighting.kd.temperature, weighting.kd.scale_by_temperature_squared)
+        if weighting.kd != plain:
+            fix = "Leave the rest out: students have one teacher, the ensemble, and learn all that it knows."
+            raise EnsembleKDError("FromTeacher", repr(plain), repr(weighting.kd), fix)
         weight, bias = classifier
         product_dtype = weighting.product_dtype
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=product_dtype == torch.bfloat16):

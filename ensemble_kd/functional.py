@@ -114,6 +114,43 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
     return value * temperature**2 if scale_by_temperature_squared else value
 
 
+def target_distillation(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    r"""Collaborative distillation of the true item's probability alone, ``KD(part="target")``.
+
+    With π_x the target's probability at temperature τ, the sum over ordered pairs of KL((π_x, 1 − π_x) ‖ (π_y, 1 −
+    π_y)). At temperature 1 its gradient is that of cross-entropy times ``sum_x (π_x − π_y) / (1 − π_y)``: the true item
+    is pushed harder if others know it better, and the order of all other items stays the student's own.
+
+    Source: the first half of decoupled KD, Zhao et al., CVPR 2022. Where we differ: members teach each other, and the
+    second half is left out.
+
+    Args:
+        logits: (n, t, v) scores of every item at every target position.
+        targets: (t,) int64 class of the true item, in [0, v).
+        temperature: τ of Eq. 16.
+
+    Returns:
+        () sum over ordered pairs, mean over target positions; 0 at n = 1.
+
+    Examples:
+        >>> logits = torch.tensor([[[0.0, 1.0, 3.0]], [[0.0, 3.0, 1.0]]])
+        >>> target_distillation(logits, torch.tensor([0]), temperature=1.0).abs().item() < 1e-6  # both know it as well
+        True
+    """
+    where, sizes = "target_distillation", dict[str, int]()
+    temperature = number(where, "temperature", temperature, above=0)
+    tensor(where, "logits", logits, "n t v", "floating", sizes)
+    tensor(where, "targets", targets, "t", "int64", sizes)
+    scaled = logits / temperature
+    is_target = F.one_hot(targets, logits.shape[2]).bool()
+    others = scaled.masked_fill(is_target, -torch.inf).logsumexp(dim=-1)
+    odds = scaled.gather(2, targets.expand(len(logits), -1)[..., None])[..., 0] - others  # log(π / (1 − π))
+    log_both = torch.stack([F.logsigmoid(odds), F.logsigmoid(-odds)], dim=-1)
+    fixed = log_both.detach()
+    pairs = einsum(fixed.exp(), fixed, "x t k, x t k -> t") * len(logits)
+    return (pairs - einsum(fixed.exp(), log_both, "x t k, y t k -> t")).mean()
+
+
 def ambiguity(logits: Tensor) -> Tensor:
     r"""Spread of the members around their ensemble, ``sum_a KL(p_G || p_a)``, in time linear in n.
 

@@ -49,14 +49,14 @@ SURFACE = {
     """,
     "functional": """
         ambiguity attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool
-        pool_sequence Variant
+        pool_sequence target_distillation Variant
     """,
     "growing": """
         grow
     """,
     "losses": """
-        Ambiguity AP attribute_losses Between CCL compile_status distillation_losses ICL item_losses ItemLosses KD Loss
-        LossName LossSum Need sampled_item_losses scale_transfer Spread Term terms_by_name
+        Ambiguity AP attribute_losses Between CCL compile_status distillation_losses Gate ICL item_losses ItemLosses KD
+        Loss LossName LossSum Need Part sampled_item_losses scale_transfer Spread Term terms_by_name
     """,
     "metrics": """
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks

@@ -87,6 +87,8 @@ class Mutual(ItemLoss):
             "temperature": weighting.kd.temperature,
             "scale_by_temperature_squared": weighting.kd.scale_by_temperature_squared,
             "between": weighting.kd.between,
+            "part": weighting.kd.part,
+            "gate": weighting.kd.gate,
             "kinds": weighting.kinds,
             "product_dtype": weighting.product_dtype,
             "spread": weighting.spread,

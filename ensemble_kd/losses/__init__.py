@@ -3,7 +3,8 @@
 from ensemble_kd.losses.attributes import attribute_losses
 from ensemble_kd.losses.compiled import compile_status
 from ensemble_kd.losses.items import ItemLosses, item_losses
-from ensemble_kd.losses.peers import Between, Spread
+from ensemble_kd.losses.pairs import Between, Gate, Spread
+from ensemble_kd.losses.peers import Part
 from ensemble_kd.losses.sampled import sampled_item_losses
 from ensemble_kd.losses.students import distillation_losses
 from ensemble_kd.losses.terms import (
@@ -28,11 +29,13 @@ __all__ = [
     "KD",
     "Ambiguity",
     "Between",
+    "Gate",
     "ItemLosses",
     "Loss",
     "LossName",
     "LossSum",
     "Need",
+    "Part",
     "Spread",
     "Term",
     "attribute_losses",

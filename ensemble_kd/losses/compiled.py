@@ -51,20 +51,21 @@ def compiled_tile(formula: Formula, *key: object, size: int, compiled: bool | No
         return None
 
     def tile(
-        logits: Tensor, bias: Tensor | None, counts: Tensor, weights: Tensor, with_grad: bool
+        logits: Tensor, bias: Tensor | None, picked: Tensor, counts: Tensor, weights: Tensor, with_grad: bool
     ) -> tuple[Tensor, ...]:
         global _status
         mark_dynamic(logits, 1)
+        mark_dynamic(picked, 1)
         mark_dynamic(counts, 0)
         try:
-            result = _compiled(formula, *key, with_grad)(formula, logits, bias, counts, weights, with_grad)
+            result = _compiled(formula, *key, with_grad)(formula, logits, bias, picked, counts, weights, with_grad)
         except torch.OutOfMemoryError:
             raise  # no fault of the compiler's, and the tile as it is would need more
         except Exception as error:
             if compiled:
                 raise
             _status = f"eager: {type(error).__name__}: {error}"
-            return formula.tile(logits, bias, counts, weights, with_grad)
+            return formula.tile(logits, bias, picked, counts, weights, with_grad)
         _status = "compiled"
         return result
 

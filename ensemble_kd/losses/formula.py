@@ -17,7 +17,7 @@ class Networks(NamedTuple):
     bias: Tensor | None  # (n, v)
 
 
-Tile = Callable[[Tensor, Tensor | None, Tensor, Tensor, bool], tuple[Tensor, ...]]
+Tile = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, bool], tuple[Tensor, ...]]
 
 
 class Formula(Hashable, Protocol):
@@ -38,7 +38,13 @@ class Formula(Hashable, Protocol):
         """Return the factor of each loss's gradient in the logits. At temperature τ it is weight / τ."""
 
     def tile(
-        self, logits: Tensor, bias: Tensor | None, counts: Tensor, weights: Tensor, with_grad: bool
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        picked: Tensor,
+        counts: Tensor,
+        weights: Tensor,
+        with_grad: bool,
     ) -> tuple[Tensor, ...]:
         """Return statistics per row for ``at_target``, and turn the learners' logits into their gradients in place.
 
@@ -47,6 +53,7 @@ class Formula(Hashable, Protocol):
         Args:
             logits: (networks, rows, v) in the precision of the products, without bias.
             bias: (networks, v), or None.
+            picked: (networks, rows) the targets' logits, bias included.
             counts: (rows,) each row's share of the mean over targets, as the gradients take it.
             weights: one slope per loss.
             with_grad: False: leave the logits alone.
@@ -60,7 +67,7 @@ class Formula(Hashable, Protocol):
         It replaces the one in the tile: computed from a float32 value, it is rounded only once.
 
         Args:
-            picked: (networks, rows) the targets' logits, bias included.
+            picked: as in ``tile``.
             statistics: from ``tile``.
             counts: as in ``tile``.
             weights: as in ``tile``.

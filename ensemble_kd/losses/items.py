@@ -12,7 +12,8 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import choice, flag, number, tensor
 from ensemble_kd.losses.autograd import tiled_losses
 from ensemble_kd.losses.formula import Networks
-from ensemble_kd.losses.peers import Between, Peers, Spread
+from ensemble_kd.losses.pairs import Between, Gate, Pairs, Spread
+from ensemble_kd.losses.peers import Part, Peers
 
 
 class ItemLosses(NamedTuple):
@@ -45,6 +46,8 @@ def item_losses(
     scale_by_temperature_squared: bool = False,
     between: Between = "all",
     kinds: Sequence[int] | None = None,
+    part: Part = "all",
+    gate: Gate = "open",
     compute_kd: bool | None = None,
     product_dtype: torch.dtype | None = None,
     tile_rows: int | None = None,
@@ -71,6 +74,10 @@ def item_losses(
         scale_by_temperature_squared: multiply KD by τ².
         between: the pairs of members that KD is summed over: "all", those of the "same" kind, or of "other" kinds.
         kinds: a number per member, equal for members of one architecture; needed unless ``between`` is "all".
+        part: what a teacher passes on: "all" of its softmax, or the probability of the "target" alone. KD is then
+            between (π, 1 − π) of two members, with π the target's probability at temperature τ.
+        gate: "open", or "better": only members that give the target a higher probability teach. Which these are,
+            changes from target to target, so that the gate's cost grows with the pairs.
         compute_kd: True: report KD even at weight 0. None: only if its weight is not 0.
         product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of ``hidden``.
             Softmax, losses and the sum of weight gradients are always float32, or float64 for float64 input.
@@ -86,7 +93,7 @@ def item_losses(
     Raises:
         EnsembleKDError: shapes or types that do not fit, no target, a target out of range (checked on the CPU only:
             elsewhere that would wait for the device), a weight that is not finite, a temperature that is not positive,
-            ``tile_rows`` below 1, or a backward pass with ``create_graph``.
+            ``tile_rows`` below 1, a gate between processes, or a backward pass with ``create_graph``.
 
     Examples:
         >>> hidden, weight = torch.zeros(2, 3, 4, requires_grad=True), torch.zeros(2, 5, 4)
@@ -108,11 +115,18 @@ def item_losses(
     taught = everyone > 1 and (between != "other" or len(set(kinds)) > 1)
     with_kd = taught and (kd_weight != 0 if compute_kd is None else compute_kd)
     factor = temperature**2 if scale_by_temperature_squared else 1.0
+    choice(where, "part", part, get_args(Part))
+    choice(where, "gate", gate, get_args(Gate))
+    if with_kd and gate == "better" and spread is not None:
+        fix = "Keep the members in one process, or leave gate out: other processes see no single member's softmax."
+        raise EnsembleKDError(where, "gate='open' where members are spread over processes", repr(gate), fix)
     with_ambiguity = everyone > 1 and ambiguity_weight != 0
+    met = spread if with_kd or with_ambiguity else None
+    pairs = Pairs(between, kinds, gate, met) if with_kd else Pairs(spread=met)
     weights = (ce_weight, kd_weight * factor if with_kd else 0.0, *([ambiguity_weight] if with_ambiguity else []))
     total, cross_entropy, kd, *ambiguity = tiled_losses(
         where,
-        Peers(temperature, with_kd, spread if with_kd or with_ambiguity else None, between, kinds, with_ambiguity),
+        Peers(temperature, with_kd, pairs, part if with_kd else "all", with_ambiguity),
         weights,
         Networks(hidden, weight, bias),
         targets,

@@ -11,53 +11,46 @@ G_y = c z_y − T with c teachers of y, whose softmaxes add up to T. One sum of 
 
 The ambiguity Σ_a KL(p_G‖p_a), with p_G the softmax of the members' mean logits z̄, is Σ_a lse(z_a) − n lse(z̄). So it
 takes one more softmax, and its gradient in z_a is p_a − p_G, the same if p_G is cut off from it or not.
+
+If only the target's probability π is passed on, KD compares (π, 1 − π) of two members. With G = c π − T as above, the
+gradient in the logits is that of cross-entropy times −G / (1 − π), since log(π / (1 − π)) has the gradient (e − z) /
+((1 − π) τ) with e the target. So at temperature 1 it costs no plane: each row of p gets another factor.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.losses.formula import Tile, add_softmax
+from ensemble_kd.losses.pairs import EVERYBODY, Pairs
 from ensemble_kd.losses.row_kernel import row_kernel
 
-Between = Literal["all", "same", "other"]
-
-
-class Spread(NamedTuple):
-    """An ensemble whose members are spread over processes. KD needs only sums of the members elsewhere.
-
-    Every process has members of the same kinds in the same order.
-    """
-
-    n: int  # members in all
-    sum_: Callable[[Tensor], Tensor]  # adds up a tensor over the processes, in place
+Part = Literal["all", "target"]
 
 
 @dataclass(frozen=True)
 class Peers:
-    """The formula of members that teach each other: cross-entropy of each, and KD over ordered pairs of them."""
+    """The formula of members that teach each other: cross-entropy of each, KD over pairs of them, and ambiguity."""
 
     temperature: float
     with_kd: bool
-    spread: Spread | None = None
-    between: Between = "all"
-    kinds: tuple[int, ...] = ()  # one per member; empty for "all"
+    pairs: Pairs = EVERYBODY
+    part: Part = "all"
     with_ambiguity: bool = False
 
     @property
     def compiles(self) -> bool:
         """False if softmaxes are added up over processes, within each tile."""
-        return self.spread is None
+        return self.pairs.spread is None
 
     def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
-        """Return ``tile`` as one kernel on CUDA, which knows KD between all members alone."""
-        if self.spread is not None or self.between != "all" or self.with_ambiguity:
+        """Return ``tile`` as one kernel on CUDA, which knows cross-entropy and KD between all members alone."""
+        if not self.pairs.everybody or self.part != "all" or self.with_ambiguity:
             return None
         return row_kernel(self.temperature, self.with_kd, product=product, dtype=dtype, device=device)
 
@@ -67,16 +60,23 @@ class Peers:
         return ce_weight, kd_weight / self.temperature, *more
 
     def tile(
-        self, logits: Tensor, bias: Tensor | None, counts: Tensor, weights: Tensor, with_grad: bool
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        picked: Tensor,
+        counts: Tensor,
+        weights: Tensor,
+        with_grad: bool,
     ) -> tuple[Tensor, ...]:
         """Return maxima, log-normalisers at temperatures 1 and τ, (n, rows) each, and KD (rows,).
 
-        With ambiguity, the log-normaliser (rows,) of the mean of the members' shifted logits follows.
+        KD of the target alone is left to ``at_target``. With ambiguity, the log-normaliser (rows,) of the mean of the
+        members' shifted logits follows.
 
         Members are walked one by one: so a compiler sees elementwise loops over (rows, v), and eager planes stay in
         the cache.
         """
-        n, members = len(logits), range(len(logits))
+        n, members, share = len(logits), range(len(logits)), counts[:, None]
         rows, maxima = [], []
         p: list[Tensor] = []
         normalisers: list[Tensor] = []
@@ -89,31 +89,46 @@ class Peers:
         more: list[Tensor] = []
         ensemble: list[Tensor] = []
         if self.with_ambiguity:  # before KD scales the rows in place
-            mean = self._mean(rows)
+            mean = self.pairs.mean(rows)
             top = mean.amax(1, keepdim=True)
             add_softmax(mean.sub_(top), ensemble, more)
             more = [(top + more[0])[:, 0]]
-        if self.with_kd:
-            scaled, z = rows, p
-            if self.temperature != 1:
-                scaled, z, tempered = [x.mul_(1 / self.temperature) for x in rows], [], []
-                for x in scaled:
-                    add_softmax(x, z, tempered)
-            n = n if self.spread is None else self.spread.n
-            for x, (c, total) in zip(z, self._teachers(z), strict=True):
-                pulls.append((x if c == n else x * (c / n)).sub(total, alpha=1 / n))  # G / n
-            product = pulls[0] * scaled[0]
+        scaled, z = rows, p
+        if self.with_kd and self.temperature != 1:
+            scaled, z, tempered = [x.mul_(1 / self.temperature) for x in rows], [], []
+            for x in scaled:
+                add_softmax(x, z, tempered)
+        one_plane = self.part == "target" and self.temperature == 1
+        if self.with_kd and not (self.part == "all" and self.pairs.gate == "open"):
+            shifted = [x[:, None] - top for x, top in zip(picked, maxima, strict=True)]
+            log_p = [x - log_sum for x, log_sum in zip(shifted, normalisers, strict=True)]
+        if self.with_kd and self.part == "target":
+            log_z = [x / self.temperature - log_sum for x, log_sum in zip(shifted, tempered, strict=True)]
+            of_target = self.pairs.pulls([x.exp() for x in log_z], log_p)
+            pulls = [(-weights[1] * x / _rest(y), z[i]) for i, (x, y) in enumerate(zip(of_target, log_z, strict=True))]
+        elif self.with_kd and self.pairs.gate == "better":
+            pulls = [(weights[1], x) for x in self.pairs.pulls(z, log_p)]
+            kd = self._kd_of_pairs(scaled, z, tempered, log_p)
+        elif self.with_kd:
+            n = n if self.pairs.spread is None else self.pairs.spread.n
+            for x, (c, total) in zip(z, self.pairs.teachers(z), strict=True):
+                pull = (x if c == n else x * (c / n)).sub(total, alpha=1 / n)  # G / n
+                pulls.append((n * weights[1], pull))
+            product = pulls[0][1] * scaled[0]
             for i in members[1:]:
-                product.addcmul_(pulls[i], scaled[i])
+                product.addcmul_(pulls[i][1], scaled[i])
             kd = n * product.sum(1)
         if with_grad:
             for i in members:
                 own = weights[0] + weights[2] if self.with_ambiguity else weights[0]
-                grad = p[i].mul_(own * counts[:, None])
-                if self.with_kd:
-                    grad.addcmul_(pulls[i], n * weights[1] * counts[:, None])
+                if pulls and one_plane:
+                    grad = p[i].mul_((own + pulls[i][0]) * share)
+                else:
+                    grad = p[i].mul_(own * share)
+                    if pulls:
+                        grad.addcmul_(pulls[i][1], pulls[i][0] * share)
                 if self.with_ambiguity:
-                    grad.addcmul_(ensemble[0], -weights[2] * counts[:, None])
+                    grad.addcmul_(ensemble[0], -weights[2] * share)
                 logits[i].copy_(grad)
         return (*(torch.cat(columns, 1).T for columns in (maxima, normalisers, tempered)), kd, *more)
 
@@ -124,43 +139,49 @@ class Peers:
         maxima, normalisers, tempered, kd, *more = statistics
         shifted = picked - maxima
         log_p = shifted - normalisers
+        pulls: list[Tensor] = []
+        if self.with_kd and (with_grad or self.part == "target"):
+            log_z = shifted / self.temperature - tempered
+            pulls = self.pairs.pulls(list(log_z.exp()), list(log_p))
+            if self.part == "target":
+                kd = self._kd_of_target(log_z, log_p, pulls)
         losses = [-log_p, kd, *(normalisers.sum(0) - len(picked) * ensemble for ensemble in more)]
         if not with_grad:
             return tuple(losses), None
         p = log_p.exp()
         grad = weights[0] * counts * (p - 1)
-        if self.with_kd:
-            z = (shifted / self.temperature - tempered).exp()
-            pulls = [c * x - total for x, (c, total) in zip(z, self._teachers(list(z)), strict=True)]
+        if pulls:
             grad += weights[1] * counts * torch.stack(pulls)
         if self.with_ambiguity:
-            grad += weights[2] * counts * (p - (self._mean(list(shifted)) - more[0]).exp())
+            grad += weights[2] * counts * (p - (self.pairs.mean(list(shifted)) - more[0]).exp())
         return tuple(losses), grad
 
-    def _mean(self, rows: Sequence[Tensor]) -> Tensor:
-        """Return the mean over all members, those of other processes included."""
-        total = functools.reduce(torch.add, rows) if len(rows) > 1 else rows[0].clone()
-        if self.spread is None:
-            return total.div_(len(rows))
-        return self.spread.sum_(total).div_(self.spread.n)
+    def _kd_of_pairs(
+        self, scaled: Sequence[Tensor], z: Sequence[Tensor], tempered: Sequence[Tensor], log_p: Sequence[Tensor]
+    ) -> Tensor:
+        """Return KD (rows,) where of two members the better one teaches. Normalisers do not cancel then."""
+        kd = torch.zeros_like(log_p[0])
+        for x, y in self.pairs.unordered(len(z)):
+            better = log_p[x] > log_p[y]
+            gap = (torch.where(better, z[x], z[y]) * (scaled[x] - scaled[y])).sum(1, keepdim=True)
+            gap = gap - tempered[x] + tempered[y]
+            kd = kd + torch.where(better, gap, -gap) * (log_p[x] != log_p[y])
+        return kd[:, 0]
 
-    def _teachers(self, z: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-        """Return c and T of G = c z − T for every member. For "all" they are n and S: a member may teach itself."""
-        kinds = self.kinds or (0,) * len(z)
-        sums: dict[int, Tensor] = {}
-        for kind, x in zip(kinds, z, strict=True):
-            sums[kind] = sums[kind] + x if kind in sums else x
-        processes = 1
-        if self.spread is not None:
-            processes = self.spread.n // len(z)
-            sums = dict(zip(sums, self.spread.sum_(torch.stack(list(sums.values()))), strict=True))
-        counts = {kind: processes * kinds.count(kind) for kind in sums}
-        if self.between == "other":
-            others = {kind: [other for other in sums if other != kind] for kind in sums}
-            found = {
-                kind: (sum(counts[k] for k in rest), functools.reduce(torch.add, [sums[k] for k in rest]))
-                for kind, rest in others.items()
-            }
-        else:
-            found = {kind: (counts[kind], sums[kind]) for kind in sums}
-        return [found[kind] for kind in kinds]
+    def _kd_of_target(self, log_z: Tensor, log_p: Tensor, pulls: Sequence[Tensor]) -> Tensor:
+        """Return KD (rows,) of the targets' probabilities alone."""
+        log_rest = _rest(log_z).log()
+        if self.pairs.gate == "open":
+            return (torch.stack(list(pulls)) * (log_z - log_rest)).sum(0)
+        kd = torch.zeros_like(log_z[0])
+        z, rest = log_z.exp(), log_rest.exp()
+        for x, y in self.pairs.unordered(len(log_z)):
+            one, other = log_z[x] - log_z[y], log_rest[x] - log_rest[y]
+            from_x, from_y = z[x] * one + rest[x] * other, -z[y] * one - rest[y] * other
+            kd = kd + torch.where(log_p[x] > log_p[y], from_x, from_y) * (log_p[x] != log_p[y])
+        return kd
+
+
+def _rest(log_z: Tensor) -> Tensor:
+    """Return 1 − π, at least ε: where π is 1 as far as digits go, the other items' probabilities are below ε."""
+    return torch.expm1(log_z).neg().clamp(min=torch.finfo(log_z.dtype).eps)

@@ -72,6 +72,7 @@ def row_tile(
     with_kd: bool,
     logits: Tensor,
     bias: Tensor | None,
+    picked: Tensor,
     counts: Tensor,
     weights: Tensor,
     with_grad: bool,

@@ -16,7 +16,8 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import number, tensor
 from ensemble_kd.losses.items import ItemLosses, item_losses
-from ensemble_kd.losses.peers import Between, Spread
+from ensemble_kd.losses.pairs import Between, Gate, Spread
+from ensemble_kd.losses.peers import Part
 
 _NOWHERE = -1e9  # the logarithm of a count of 0, such that its products with 0 and with 1 / τ are still numbers
 
@@ -37,6 +38,8 @@ def sampled_item_losses(
     scale_by_temperature_squared: bool = False,
     between: Between = "all",
     kinds: Sequence[int] | None = None,
+    part: Part = "all",
+    gate: Gate = "open",
     product_dtype: torch.dtype | None = None,
 ) -> ItemLosses:
     """Return ``item_losses`` over candidates that count for 1 / Q items each.
@@ -58,13 +61,15 @@ def sampled_item_losses(
         scale_by_temperature_squared: multiply KD by τ².
         between: the pairs of members that KD is summed over.
         kinds: a number per member, equal for members of one architecture.
+        part: what is passed on: "all" of the softmax, or the probability of the "target".
+        gate: "open", or "better" for teachers that know the target better; over samples at temperature 1 alone.
         product_dtype: precision of the matrix products.
 
     Returns:
         ``total``, ``cross_entropy``, ``kd`` and ``ambiguity``.
 
     Raises:
-        EnsembleKDError: counts that do not fit, or what ``item_losses`` refuses.
+        EnsembleKDError: counts that do not fit, a gate at another temperature than 1, or what ``item_losses`` refuses.
 
     Examples:
         >>> hidden, weight, bias = torch.zeros(2, 3, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
@@ -94,6 +99,8 @@ def sampled_item_losses(
         scale_by_temperature_squared=scale_by_temperature_squared,
         between=between,
         kinds=kinds,
+        part=part,
+        gate=gate,
         product_dtype=product_dtype,
         spread=spread,
         compiled=False,
@@ -101,6 +108,9 @@ def sampled_item_losses(
     alone = len(hidden) == 1 and spread is None
     if kd_weight == 0 or temperature == 1 or alone:  # one correction, so that one pass serves both losses
         return losses(bias + log_counts, ce_weight=ce_weight, kd_weight=kd_weight, ambiguity_weight=ambiguity_weight)
+    if gate == "better":  # counts are corrected for τ, and so the members' cross-entropies are not known
+        fix = "Pass temperature=1.0, or leave gate or negatives out."
+        raise EnsembleKDError(where, "temperature 1 for gate='better' over sampled negatives", temperature, fix)
     main = losses(bias + log_counts, ce_weight=ce_weight, kd_weight=0.0, ambiguity_weight=ambiguity_weight)
     kd = losses(bias + temperature * log_counts, ce_weight=0.0, kd_weight=kd_weight)
     return main._replace(total=main.total + kd.total, kd=kd.kd)

@@ -123,7 +123,13 @@ class Taught:
         return ce_weight, kd_weight / self.temperature
 
     def tile(
-        self, logits: Tensor, bias: Tensor | None, counts: Tensor, weights: Tensor, with_grad: bool
+        self,
+        logits: Tensor,
+        bias: Tensor | None,
+        picked: Tensor,
+        counts: Tensor,
+        weights: Tensor,
+        with_grad: bool,
     ) -> tuple[Tensor, ...]:
         """Return maxima (n + 1, rows), log-normalisers at temperatures 1 (n, rows) and τ (n + 1, rows), KD (rows,)."""
         assert bias is not None

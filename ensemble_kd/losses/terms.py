@@ -15,7 +15,8 @@ from typing_extensions import override
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.functional import Pool, Variant
 from ensemble_kd.internal import choice, flag, number
-from ensemble_kd.losses.peers import Between
+from ensemble_kd.losses.pairs import Between, Gate
+from ensemble_kd.losses.peers import Part
 
 Need = Literal["anchor", "views", "logits", "attributes"]
 LossName = Literal["ap", "icl", "ccl", "kd", "ambiguity"]
@@ -159,10 +160,18 @@ class KD(Term):
         scale_by_temperature_squared: multiply by τ², as Hinton et al. (2015) do and the paper does not.
         between: who teaches whom in an ensemble of several architectures: "all" each other, only members of the "same"
             architecture, or only those of "other" ones.
+        part: what is passed on: "all" of the teacher's distribution, or the probability of the "target" alone, so that
+            the order of all other items stays the student's own: the first half of decoupled KD (Zhao et al., CVPR
+            2022). At temperature 1 it costs no second softmax.
+        gate: "open", or "better": on each target, a member learns only from those that give it a higher probability
+            (after Guo et al., "Online knowledge distillation via collaborative learning", CVPR 2020, whose teacher is
+            the best member alone).
 
     Examples:
         >>> KD(between="same")
         KD(temperature=0.3, between='same')
+        >>> 3 * KD(temperature=1.0, part="target")
+        3.0 * KD(temperature=1.0, part='target')
         >>> KD(temperature=0)
         Traceback (most recent call last):
             ...
@@ -172,13 +181,16 @@ class KD(Term):
     temperature: float = 0.3
     scale_by_temperature_squared: bool = False
     between: Between = "all"
+    part: Part = "all"
+    gate: Gate = "open"
 
     name: ClassVar[LossName] = "kd"
     needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     def __post_init__(self) -> None:
         _set_temperature(self)
-        choice("KD", "between", self.between, get_args(Between))
+        for name, allowed in (("between", Between), ("part", Part), ("gate", Gate)):
+            choice("KD", name, getattr(self, name), get_args(allowed))
         flag("KD", "scale_by_temperature_squared", self.scale_by_temperature_squared)
 
 

@@ -82,7 +82,7 @@ def walk(
             picked = part[everyone, row, at].to(dtype)
             if offsets is not None:
                 picked += offsets[:, at]
-            statistics = function(part, offsets, share, weights, plan.with_grad)
+            statistics = function(part, offsets, picked, share, weights, plan.with_grad)
             found, grad = formula.at_target(picked, statistics, share, weights, plan.with_grad)
             losses.append(found)
             if grad is not None:

@@ -63,7 +63,7 @@ def check_case(row_tile: RowTile, case: Case) -> None:
     rows, stride, formula = 2, v + 36, Peers(temperature, with_kd and n > 1)
     memory = (torch.randn(n * rows * stride + BEYOND, generator=random) * 5).to(product)
     bias = torch.randn(n, v, generator=random) if with_bias else None
-    arguments = (bias, torch.rand(rows, generator=random), torch.tensor([0.7, 0.3]), with_grad)
+    arguments = (bias, torch.zeros(n, rows), torch.rand(rows, generator=random), torch.tensor([0.7, 0.3]), with_grad)
     mine, plain = memory.clone(), memory.clone()
     mine_logits, logits = (x[: n * rows * stride].view(n, rows, stride)[:, :, :v] for x in (mine, plain))
     found = row_tile(temperature, formula.with_kd, mine_logits, *arguments)
@@ -79,7 +79,7 @@ def check_case(row_tile: RowTile, case: Case) -> None:
 
 def check_extremes(row_tile: RowTile) -> None:
     logits = torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]])
-    arguments = (None, torch.ones(1), torch.tensor([1.0, 1.0]), True)
+    arguments = (None, torch.zeros(2, 1), torch.ones(1), torch.tensor([1.0, 1.0]), True)
     mine, plain = logits.clone(), logits.clone()
     found, expected = row_tile(0.5, True, mine, *arguments), Peers(0.5, True).tile(plain, *arguments)
     for a, b in zip((*found, mine), (*expected, plain), strict=True):

@@ -16,6 +16,7 @@ import torch
 import ensemble_kd.losses.compiled as compiled
 import ensemble_kd.losses.row_kernel as row_kernel
 from ensemble_kd.losses import compile_status, item_losses
+from ensemble_kd.losses.pairs import Pairs
 from ensemble_kd.losses.peers import Peers
 
 HERE = Path(__file__).parent
@@ -75,10 +76,13 @@ def test_without_cuda_there_is_none() -> None:
         assert row_kernel.row_kernel(1.0, True, **options) is None
 
 
-def test_kd_between_some_members_alone_is_left_to_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernel_does_not_know_is_left_to_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_kernel, "_DEVICES", {"cpu"})
     monkeypatch.setattr(row_kernel, "_failed", False)
     monkeypatch.setattr(row_kernel, "find_spec", lambda _: object())
     options: dict[str, Any] = {"product": torch.float32, "dtype": torch.float32, "device": torch.device("cpu")}
     assert Peers(1.0, True).kernel(**options) is not None
-    assert Peers(1.0, True, between="same", kinds=(0, 0, 1)).kernel(**options) is None
+    assert Peers(1.0, True, Pairs("same", (0, 0, 1))).kernel(**options) is None
+    assert Peers(1.0, True, Pairs(gate="better")).kernel(**options) is None
+    assert Peers(1.0, True, part="target").kernel(**options) is None
+    assert Peers(1.0, True, with_ambiguity=True).kernel(**options) is None

@@ -34,7 +34,13 @@ terms: st.SearchStrategy[Term] = st.one_of(
     st.just(Ambiguity()),
     st.builds(ICL, temperature=temperatures, pool=pools, variant=variants),
     st.builds(CCL, temperature=temperatures, pool=pools, variant=variants),
-    st.builds(KD, temperature=temperatures, scale_by_temperature_squared=st.booleans()),
+    st.builds(
+        KD,
+        temperature=temperatures,
+        scale_by_temperature_squared=st.booleans(),
+        part=st.sampled_from(["all", "target"]),
+        gate=st.sampled_from(["open", "better"]),
+    ),
 )
 weights = st.floats(0, 100, allow_subnormal=False)
 losses: st.SearchStrategy[Loss] = st.recursive(
@@ -207,12 +213,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a class": (
         lambda: terms_by_name(KD),  # type: ignore[arg-type]
-        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got <class 'ensemble_kd.losses.terms.KD'>. "
-        "See ensemble_kd.losses.",
+        "losses: expected a sum of ICL, CCL, KD, Ambiguity, AP, or 0 for none, got <class "
+        "'ensemble_kd.losses.terms.KD'>. See ensemble_kd.losses.",
     ),
     "a number": (
         lambda: terms_by_name(1),
-        "losses: expected a sum of ICL, CCL, KD, AP, or 0 for none, got 1. See ensemble_kd.losses.",
+        "losses: expected a sum of ICL, CCL, KD, Ambiguity, AP, or 0 for none, got 1. See ensemble_kd.losses.",
     ),
 }
 

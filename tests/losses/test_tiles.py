@@ -61,7 +61,7 @@ def test_only_what_asks_for_a_gradient_gets_one(name: str, wanted: int) -> None:
 def test_without_gradients_the_losses_are_the_same(name: str) -> None:
     inputs = problem(2, 3, 4, 5)
     expected = LOSSES[name](*inputs)
-    assert [x.requires_grad for x in expected] == [True, False, False]
+    assert [x.requires_grad for x in expected] == [True, False, False, False]
     with torch.no_grad():
         actual = LOSSES[name](*inputs)
     assert not actual.total.requires_grad

@@ -86,6 +86,35 @@ def ambiguity(p: Tensor) -> Tensor:
     return total / t
 
 
+def binary_kl(teacher: Tensor, student: Tensor, target: int, tau: float) -> Tensor:
+    """KL between (pi, 1 - pi) of two rows, with pi the target's probability; the rest is added up, not subtracted."""
+    others = torch.arange(len(student)) != target
+    x, y = softmax(teacher.detach(), tau), softmax(student, tau)
+    pi_x, pi_y, rest_x, rest_y = x[target], y[target], x[others].sum(), y[others].sum()
+    return pi_x * torch.log(pi_x / pi_y) + rest_x * torch.log(rest_x / rest_y)
+
+
+def chosen_kd(
+    p: Tensor, targets: Tensor, tau: float, *, part: str = "all", gate: str = "open", between: str = "all",
+    kinds: tuple[int, ...] = (),
+) -> Tensor:  # fmt: skip
+    """Eq. 18 with a choice of who teaches whom on which target, and of what is passed on."""
+    total = p.new_zeros(())
+    for x in range(p.shape[0]):
+        for y in range(p.shape[0]):
+            if x == y or (between != "all" and (kinds[x] == kinds[y]) != (between == "same")):
+                continue
+            for t in range(p.shape[1]):
+                i = int(targets[t])
+                if gate == "better" and not softmax(p[x, t])[i] > softmax(p[y, t])[i]:
+                    continue
+                if part == "target":
+                    total = total + binary_kl(p[x, t], p[y, t], i, tau)
+                else:
+                    total = total + kl(p[x, t : t + 1], p[y, t : t + 1], tau)
+    return total / p.shape[1]
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """g of Eq. 12."""
     return (a * b).sum() / torch.sqrt((a * a).sum() * (b * b).sum())

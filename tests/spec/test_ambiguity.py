@@ -266,11 +266,13 @@ def test_ambiguity_of_one_member_is_0() -> None:
 def test_ambiguity_in_a_step() -> None:
     """A sum over views of means; the weight applies to it, and a teacher outside refuses it."""
     ids = torch.randint(1, 8, (3, 5), generator=torch.Generator().manual_seed(0))
-    model = EnsembleKD(lambda: SASRec(7, d_model=4, max_len=5, dropout=0), n=3, objective=NextItem(2), losses=0).double()
+    model = EnsembleKD(
+        lambda: SASRec(7, d_model=4, max_len=5, dropout=0), n=3, objective=NextItem(2), losses=0
+    ).double()
     alone = model.loss(ids)
     model.losses = -0.5 * Ambiguity()
     step = model.loss(ids)
-    p = model.hidden(ids)[:, :, :-1].flatten(1, 2) @ model.classifier_weights()[0].mT
+    p = model.hidden(ids[:, :-1]).flatten(1, 2) @ model.classifier_weights()[0].mT
     close(step.terms["ambiguity"], 2 * reference.ambiguity(p + model.classifier_weights()[1][:, None]).detach())
     close(step.total, alone.total - 0.5 * step.terms["ambiguity"])
     with pytest.raises(EnsembleKDError, match="FromTeacher: expected losses without Ambiguity, got -1"):
