@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -33,6 +33,9 @@ class Formula(Hashable, Protocol):
 
     def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
         """Return ``tile`` as one kernel for a device, or None if there is none."""
+
+    def parts(self, n: int) -> Sequence[tuple[Sequence[int], Formula]]:
+        """Return the learners that have to share a tile, part by part, with the formula of each part."""
 
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Return the factor of each loss's gradient in the logits. At temperature τ it is weight / τ."""

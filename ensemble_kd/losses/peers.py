@@ -20,7 +20,7 @@ gradient in the logits is that of cross-entropy times −G / (1 − π), since l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -53,6 +53,19 @@ class Peers:
         if not self.pairs.everybody or self.part != "all" or self.with_ambiguity:
             return None
         return row_kernel(self.temperature, self.with_kd, product=product, dtype=dtype, device=device)
+
+    def parts(self, n: int) -> list[tuple[Sequence[int], Peers]]:
+        """Return the members that meet in KD or ambiguity: all, those of one kind, or none but each itself."""
+        if self.with_ambiguity or self.pairs.spread is not None:
+            return [(range(n), self)]
+        if not self.with_kd:
+            return [((i,), self) for i in range(n)]
+        if self.pairs.between != "same":
+            return [(range(n), self)]
+        kinds, alone = self.pairs.kinds, Peers(self.temperature, with_kd=False)
+        own = [[i for i in range(n) if kinds[i] == kind] for kind in dict.fromkeys(kinds)]
+        together = replace(self, pairs=Pairs(gate=self.pairs.gate))
+        return [(members, together if len(members) > 1 else alone) for members in own]
 
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Return the factors of the losses' gradients."""

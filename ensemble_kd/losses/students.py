@@ -117,6 +117,10 @@ class Taught:
     def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
         """There is none."""
 
+    def parts(self, n: int) -> list[tuple[range, Taught]]:
+        """Return all students: the teacher's softmax is computed once for them."""
+        return [(range(n), self)]
+
     def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
         """Return the factors of both losses' gradients."""
         ce_weight, kd_weight = weights

@@ -7,12 +7,14 @@ its gradients are known at once. A ``Formula`` computes them; the walk knows not
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.losses.compiled import compiled_tile
-from ensemble_kd.losses.formula import Networks, Plan
+from ensemble_kd.losses.formula import Formula, Networks, Plan
 from ensemble_kd.losses.row_kernel import or_else
 
 _TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of one buffer (n, rows, v): about the last-level cache's share
@@ -49,27 +51,80 @@ def walk(
     biases = [network.bias.detach() for network in networks if network.bias is not None]
     offsets = torch.cat(biases).to(dtype) if biases else None
 
-    p = len(inputs)
-    rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device)
-    gain = gain_for(product, rows, number)
+    # In a cache of one size, fewer networks have larger tiles, whose products are faster. So those that do not meet are
+    # walked apart. On an accelerator tiles are large anyway, and launches cost more.
+    parts = formula.parts(n) if device.type == "cpu" else [(range(n), formula)]
+    planes = [[*own, *range(n, len(inputs))] for own, _ in parts]
+    heights = [rows_per_tile(plan.tile_rows, t, len(p) * v * product.itemsize, device) for p in planes]
+    gain = gain_for(product, max(heights), number)
     shares = counts * gain
+    # Products on an accelerator's fast path need rows that begin at a multiple of 16 bytes. What fills up is 0, since
+    # kernels may read it: oneDNN's product of bfloat16 does, and multiplies it by 0.
+    stride = v if device.type == "cpu" else -(-v // _ALIGNED) * _ALIGNED
+    make = torch.empty if stride == v else torch.zeros
+    size = max(len(p) * rows for p, rows in zip(planes, heights, strict=True)) * stride
+    buffer = make(size, dtype=product, device=device)
+    # Filled on the device: copying them there would wait for it.
+    slopes = formula.slopes(plan.weights)
+    weights = torch.stack([torch.full((), slope, dtype=dtype, device=device) for slope in slopes])
+    grads = _Gradients(learners, needs, dtype, product)
+    call = _Call(plan, targets, shares, weights, buffer, stride, grads)
+    found: list[list[Tensor]] = []
+    for (own, its_formula), p, rows in zip(parts, planes, heights, strict=True):
+        bias = offsets if offsets is None or len(p) == len(inputs) else offsets[p]
+        part = _Part(its_formula, own, [inputs[i] for i in p], [classifiers[i] for i in p], bias, rows)
+        found.append([torch.cat(each, dim=-1) @ counts for each in zip(*_tiles(call, part), strict=True)])
+
+    joined = [i for own, _ in parts for i in own]
+    places = [joined.index(i) for i in range(n)]
+    means = []
+    for each in zip(*found, strict=True):
+        if len(each) == 1:
+            means.append(each[0])
+        elif each[0].ndim == 0:  # between networks
+            means.append(torch.stack(each).sum())
+        else:  # one per network
+            means.append(torch.cat(each)[places])
+    weighted = [weight * mean.sum() for weight, mean in zip(plan.weights, means, strict=True)]
+    return functools.reduce(torch.add, weighted), means, grads.finished(learners, gain)
+
+
+class _Call(NamedTuple):
+    """All parts of a call have this in common."""
+
+    plan: Plan
+    targets: Tensor  # (t,)
+    shares: Tensor  # (t,)
+    weights: Tensor  # a slope per loss
+    buffer: Tensor  # for the logits of a tile
+    stride: int  # between their rows
+    grads: _Gradients
+
+
+class _Part(NamedTuple):
+    """Networks that share their tiles: learners, and all teachers behind them."""
+
+    formula: Formula
+    own: Sequence[int]  # the learners' numbers among all
+    inputs: list[Tensor]  # (t, d) of each
+    classifiers: list[Tensor]  # (v, d) of each
+    offsets: Tensor | None  # (networks, v)
+    rows: int  # of a tile
+
+
+def _tiles(call: _Call, part: _Part) -> list[tuple[Tensor, ...]]:
+    """Return the losses per row, tile by tile, and add up the gradients."""
+    plan, targets, shares, weights, buffer, stride, grads = call
+    formula, own, inputs, classifiers, offsets, rows = part
+    p, t, v = len(inputs), len(targets), len(classifiers[0])
+    device, product, dtype = buffer.device, buffer.dtype, shares.dtype
     key = (p, v, dtype, product, offsets is None, device.type)
     kernel = formula.kernel(product=product, dtype=dtype, device=device) if plan.compiled is None else None
     compiled = None if kernel else compiled_tile(formula, *key, size=p * t * v, compiled=plan.compiled)
     function = or_else(kernel, formula.tile) if kernel else compiled or formula.tile
     chunk = rows_per_chunk(rows, v, device, eager=compiled is None)
-    # Products on an accelerator's fast path need rows that begin at a multiple of 16 bytes. What fills up is 0, since
-    # kernels may read it: oneDNN's product of bfloat16 does, and multiplies it by 0.
-    stride = v if device.type == "cpu" else -(-v // _ALIGNED) * _ALIGNED
-    make = torch.empty if stride == v else torch.zeros
-    buffer = make(p * rows * stride, dtype=product, device=device)
-    # Filled on the device: copying them there would wait for it.
-    slopes = formula.slopes(plan.weights)
-    weights = torch.stack([torch.full((), slope, dtype=dtype, device=device) for slope in slopes])
     everyone = torch.arange(p, device=device)[:, None]
-    losses: list[tuple[Tensor, ...]] = []
-    grads = _Gradients(learners, needs, dtype, product)
-
+    n, losses = len(own), []
     for start in range(0, t, rows):
         stop = min(start + rows, t)
         logits = buffer[: p * (stop - start) * stride].view(p, stop - start, stride)[:, :, :v]
@@ -77,22 +132,19 @@ def walk(
             torch.mm(inputs[i][start:stop], classifiers[i].t(), out=logits[i])
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
-            part, at, share = logits[:, low - start : high - start], targets[low:high], shares[low:high]
+            some, at, share = logits[:, low - start : high - start], targets[low:high], shares[low:high]
             row = torch.arange(high - low, device=device)
-            picked = part[everyone, row, at].to(dtype)
+            picked = some[everyone, row, at].to(dtype)
             if offsets is not None:
                 picked += offsets[:, at]
-            statistics = function(part, offsets, picked, share, weights, plan.with_grad)
+            statistics = function(some, offsets, picked, share, weights, plan.with_grad)
             found, grad = formula.at_target(picked, statistics, share, weights, plan.with_grad)
             losses.append(found)
             if grad is not None:
-                part[everyone[:n], row, at] = grad.to(product)
-        for i in range(n):
-            grads.add(i, slice(start, stop), logits[i], inputs[i][start:stop], classifiers[i])
-
-    means = [torch.cat(parts, dim=-1) @ counts for parts in zip(*losses, strict=True)]
-    weighted = [weight * mean.sum() for weight, mean in zip(plan.weights, means, strict=True)]
-    return functools.reduce(torch.add, weighted), means, grads.finished(learners, gain)
+                some[everyone[:n], row, at] = grad.to(product)
+        for i, number in enumerate(own):
+            grads.add(number, slice(start, stop), logits[i], inputs[i][start:stop], classifiers[i])
+    return losses
 
 
 class _Gradients:
