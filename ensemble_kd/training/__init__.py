@@ -6,6 +6,7 @@ from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.schedules import (
     Cosine,
+    Hump,
     Ramp,
     Schedule,
     StepDecay,
@@ -17,6 +18,7 @@ __all__ = [
     "Callback",
     "Cosine",
     "FitResult",
+    "Hump",
     "Metric",
     "Ramp",
     "RowAdamW",

@@ -81,8 +81,8 @@ def fit(
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         schedule: share of ``lr`` over the run; the paper's is ``StepDecay()``.
-        transfer: share of the weights of ICL, CCL and KD over the run, such as ``Ramp(0.25, 0.5)``. Terms of weight 0
-            are not computed. None: all of the weights from the start.
+        transfer: share of the weights of all terms but AP over the run, such as ``Ramp(0.25, 0.5)`` or ``Hump()``.
+            Terms of weight 0 are not computed. None: all of the weights from the start.
         loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other;
             ``FromTeacher(ensemble)``, from another ensemble; or an ``ItemLoss`` of your own.
         max_grad_norm: clip each member's gradient to this norm; None: do not.

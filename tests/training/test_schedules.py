@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.training import Cosine, Ramp, StepDecay, WarmupStableDecay
+from ensemble_kd.training import Cosine, Hump, Ramp, StepDecay, WarmupStableDecay
 
 
 def test_schedules() -> None:
@@ -19,7 +19,15 @@ def test_schedules() -> None:
     assert cosine[20:] == [0.2] * 4
     assert [Ramp(0.5, 1.0)(e, 4) for e in (0, 2, 3, 4)] == [0, 0, 0.5, 1]
     assert [Ramp(0.5, 0.5)(e, 4) for e in (1.9, 2, 4)] == [0, 1, 1]
+    hump = [Hump(0.2, 0.4, 0.8, floor=1e-4)(e, 10) for e in range(11)]
+    assert hump == [0, 0, 0, 0.5, 1, 0.1, 0.01, 0.001, 1e-4, 1e-4, 1e-4]
+    assert [Hump(0.5, 0.5, 0.5, floor=0.1)(e, 4) for e in (1.9, 2, 2.1)] == [0, 1, 0.1]
+    assert [Hump(0.0, 0.0)(e, 10) for e in (0, 2, 10)] == [1, 0.1, 1e-5]
     for made, named in (
+        (lambda: Hump(full=0.9, end=0.8), r"Hump: expected full, a number in \[0, 0\.8\], got 0\.9"),
+        (lambda: Hump(0.5, 0.4), r"Hump: expected start, a number in \[0, 0\.4\], got 0\.5"),
+        (lambda: Hump(floor=0.0), r"Hump: expected floor, a number in \(0, 1\], got 0\.0"),
+        (lambda: Hump(end=1.5), r"Hump: expected end, a number in \[0, 1\], got 1\.5"),
         (lambda: StepDecay(0), "StepDecay: expected every, a whole number >= 1, got 0"),
         (lambda: StepDecay(1, 0.0), "factor, a number in"),
         (lambda: Cosine(-1.0), "Cosine: expected warmup, a finite number >= 0"),
