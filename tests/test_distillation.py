@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ensemble_kd import (
     AP,
@@ -20,42 +18,11 @@ from ensemble_kd import (
     distillation,
 )
 from ensemble_kd.data import synthetic
-from ensemble_kd.distillation import distill, splice
+from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import BERT4Rec, GRU4Rec, SASRec
 from ensemble_kd.training import StepDecay
 
 DATA = synthetic(num_users=120, num_items=90)
-
-
-@given(lengths=st.lists(st.integers(0, 7), min_size=1, max_size=6), width=st.integers(7, 9), seed=st.integers(0, 999))
-def test_spliced_rows_begin_as_one_row_and_end_as_another(lengths: list[int], width: int, seed: int) -> None:
-    rows = [[10 * i + j for j in range(1, length + 1)] for i, length in enumerate(lengths, start=1)]
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    made = splice(ids, generator=torch.Generator().manual_seed(seed)).tolist()
-    assert len(made) == len(rows)
-    before = []
-    for own, row in zip(rows, made, strict=True):
-        items = [item for item in row if item]
-        assert row == [0] * (width - len(items)) + items  # padding stands on the left alone
-        kept = next((k for k in range(len(items), 0, -1) if items[-k:] == own[len(own) - k :]), 0)
-        assert kept >= min(1, len(own))
-        front = items[: len(items) - kept]
-        if front:
-            before.append(front[0] // 10)
-            other = rows[front[0] // 10 - 1]
-            start = other.index(front[0])
-            assert other[start : start + len(front)] == front  # a piece of the other row ...
-            assert start == 0 or len(items) == width  # ... from its beginning, as far as there is room
-    assert len(set(before)) == len(before)  # no row stands before two
-
-
-def test_splicing_differs_from_row_to_row_and_from_time_to_time() -> None:
-    ids = torch.arange(1, 2001).view(200, 10)
-    one, other = splice(ids), splice(ids)
-    assert not torch.equal(one, other)
-    kept = (one == ids).sum(dim=1)
-    assert set(kept.tolist()) == set(range(1, 11))
-    assert 4.5 < kept.double().mean() < 6.5
 
 
 def test_spliced_sequences_teach_by_what_the_teacher_says_alone(monkeypatch: Any, teacher: EnsembleKD) -> None:

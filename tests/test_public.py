@@ -22,7 +22,7 @@ SURFACE = {
         write_sequences
     """,
     "distillation": """
-        distill Distilled FromTeacher splice
+        distill Distilled FromTeacher
     """,
     "distributed": """
         agree beside gather_members gather_objects gather_rows gather_states gathered mean_members own_moments
@@ -56,13 +56,13 @@ SURFACE = {
     """,
     "losses": """
         Ambiguity AP attribute_losses Between CCL compile_status distillation_losses Gate ICL item_losses ItemLosses KD
-        Loss LossName LossSum Need Part sampled_item_losses scale_transfer Spread Term terms_by_name
+        Loss LossName LossSum Need On Part sampled_item_losses scale_transfer Spread Term terms_by_name
     """,
     "metrics": """
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks
     """,
     "objectives": """
-        Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects
+        Candidates Draw draw_candidates mask_positions MaskedItem NextItem Objective places selects splice
     """,
     "plots": """
         calibration curves members minutes overlap Picture recommendations
@@ -85,7 +85,7 @@ SURFACE = {
         Check check_encoder Report
     """,
     "training": """
-        best_device Callback clip_members_ Cosine fit FitResult Metric Ramp RowAdamW Schedule StepDecay
+        best_device Callback clip_members_ Cosine fit FitResult Hump Metric Ramp RowAdamW Schedule StepDecay
         WarmupStableDecay
     """,
 }

@@ -35,7 +35,7 @@ from ensemble_kd.losses import (
     scale_transfer,
     terms_by_name,
 )
-from ensemble_kd.objectives import Candidates, Draw, places, selects
+from ensemble_kd.objectives import Candidates, Draw, places, selects, splice
 from ensemble_kd.stacking import share_table, sparse_lookups, take_rows
 
 if TYPE_CHECKING:
@@ -65,15 +65,22 @@ def training_step(
     """Return the losses of a checked batch; arguments as of ``EnsembleKD.loss``."""
     losses = scale_transfer(model.losses, share) if isinstance(model.losses, Loss) and share != 1 else model.losses
     generator = same_draws(generator, place, item_ids.device)
+    named = terms_by_name(losses)
     run = partial(
         _losses_of_batch,
         model,
-        named=terms_by_name(losses),
         generator=generator,
         by_length=by_length,
         place=place,
         item_loss=item_loss,
     )
+    kd = named.get("kd")
+    if kd is not None and isinstance(kd[1], KD) and kd[1].on == "spliced":
+        own: Terms = {name: term for name, term in named.items() if name != "kd"}
+        real = run(item_ids, named=own, with_targets=True, lengths=lengths)
+        made = run(splice(item_ids, generator=generator), named={"kd": kd}, with_targets=False, lengths=None)
+        return Step(real.total + made.total, {**real.terms, "kd": made.terms["kd"]})
+    run = partial(run, named=named)
     real = run(item_ids, with_targets=True, lengths=lengths)
     more = item_loss.further(item_ids, generator=generator)
     if more is None:

@@ -19,6 +19,7 @@ from ensemble_kd.losses.pairs import Between, Gate
 from ensemble_kd.losses.peers import Part
 
 Need = Literal["anchor", "views", "logits", "attributes"]
+On = Literal["batch", "spliced"]
 LossName = Literal["ap", "icl", "ccl", "kd", "ambiguity"]
 
 
@@ -166,6 +167,9 @@ class KD(Term):
         gate: "open", or "better": on each target, a member learns only from those that give it a higher probability
             (after Guo et al., "Online knowledge distillation via collaborative learning", CVPR 2020, whose teacher is
             the best member alone).
+        on: "batch", or "spliced": on as many sequences that begin as one user's and end as another's, instead of the
+            batch's own. On what it was trained on, a teacher repeats the targets. A step then takes nearly twice as
+            long. There are no true items there, so it goes with ``part="all"`` and an open gate alone.
 
     Examples:
         >>> KD(between="same")
@@ -183,15 +187,19 @@ class KD(Term):
     between: Between = "all"
     part: Part = "all"
     gate: Gate = "open"
+    on: On = "batch"
 
     name: ClassVar[LossName] = "kd"
     needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     def __post_init__(self) -> None:
         _set_temperature(self)
-        for name, allowed in (("between", Between), ("part", Part), ("gate", Gate)):
+        for name, allowed in (("between", Between), ("part", Part), ("gate", Gate), ("on", On)):
             choice("KD", name, getattr(self, name), get_args(allowed))
         flag("KD", "scale_by_temperature_squared", self.scale_by_temperature_squared)
+        if self.on == "spliced" and (self.part, self.gate) != ("all", "open"):
+            fix = "Spliced sequences have no true items: leave part and gate out, or on."
+            raise EnsembleKDError("KD", "part='all' and gate='open' with on='spliced'", repr(self), fix)
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,6 +5,7 @@ from ensemble_kd.objectives.masked import MaskedItem
 from ensemble_kd.objectives.next_item import NextItem
 from ensemble_kd.objectives.positions import mask_positions, places, selects
 from ensemble_kd.objectives.protocol import Draw, Objective
+from ensemble_kd.objectives.splicing import splice
 
 __all__ = [
     "Candidates",
@@ -16,4 +17,5 @@ __all__ = [
     "mask_positions",
     "places",
     "selects",
+    "splice",
 ]

@@ -42,6 +42,8 @@ def _equations() -> list[Any]:
         ("item_cross_entropy", functional.item_cross_entropy, one, _kinds(one)),
         ("kl_divergence", functional.kl_divergence, pairs, _kinds(pairs, **warm)),
         ("knowledge_distillation", functional.knowledge_distillation, together, _kinds(together, **warm, **squared)),
+        ("ambiguity", functional.ambiguity, {"logits": logits}, {"logits": "tensor"}),
+        ("target_distillation", functional.target_distillation, one | {"temperature": 0.5}, _kinds(one, **warm)),
         ("contrast", functional.contrast, views, _kinds(views, **warm, variant="choice")),
         ("pool_sequence", functional.pool_sequence, pooled, _kinds(pooled, pool="choice")),
         ("attribute_cross_entropy", functional.attribute_cross_entropy, attributes, _kinds(attributes)),
@@ -52,6 +54,7 @@ def _losses() -> list[Any]:
     common = {"hidden": torch.randn(N, T, D), "weight": torch.randn(N, V, D), "bias": torch.randn(N, V)}
     weights = {"ce_weight": 1.0, "kd_weight": 0.5, "temperature": 0.5, "scale_by_temperature_squared": False}
     of_weights = {"temperature": "positive", "scale_by_temperature_squared": "flag"}
+    chosen, of_chosen = {"part": "target", "gate": "open"}, {"part": "choice", "gate": "choice"}
     targets = {"targets": torch.arange(T), "valid": None}
     attributes = {
         **common,
@@ -61,11 +64,17 @@ def _losses() -> list[Any]:
     teacher = {"queries": torch.randn(T, 6), "keys": torch.randn(V, 6), "key_bias": torch.randn(V)}
     counts = {"counts": torch.ones(V, dtype=torch.long)}
     items = {**common, **targets, **weights}
-    tiled = items | {"tile_rows": 2}
+    tiled = items | chosen | {"tile_rows": 2}
+    of_tiled = of_weights | of_chosen
     return [
-        ("item_losses", item_losses, tiled, _kinds(tiled, **of_weights, tile_rows="natural?") | {"valid": "thing?"}),
+        ("item_losses", item_losses, tiled, _kinds(tiled, **of_tiled, tile_rows="natural?") | {"valid": "thing?"}),
         ("distillation_losses", distillation_losses, items | teacher, _kinds(items | teacher, **of_weights)),
-        ("sampled_item_losses", sampled_item_losses, items | counts, _kinds(items | counts, **of_weights)),
+        (
+            "sampled_item_losses",
+            sampled_item_losses,
+            items | chosen | counts,
+            _kinds(items | chosen | counts, **of_tiled),
+        ),
         ("attribute_losses", attribute_losses, attributes, _kinds(attributes)),
         (
             "draw_candidates",

@@ -20,7 +20,7 @@ from ensemble_kd import (
     fit,
 )
 from ensemble_kd.data import MappedSequences, SequenceData, synthetic, write_sequences
-from ensemble_kd.distillation import FromTeacher, distill, splice
+from ensemble_kd.distillation import FromTeacher, distill
 from ensemble_kd.encoders import (
     BERT4Rec,
     Caser,
@@ -32,10 +32,11 @@ from ensemble_kd.encoders import (
 from ensemble_kd.ensemble import Mutual
 from ensemble_kd.evaluation import calibrate, calibration_error, evaluate, evaluate_popularity
 from ensemble_kd.export import save
+from ensemble_kd.objectives import splice
 from ensemble_kd.presets import paper, strong_kd
 from ensemble_kd.stacking import StackedModule
 from ensemble_kd.testing import check_encoder
-from ensemble_kd.training import Cosine, Ramp, RowAdamW, StepDecay, WarmupStableDecay
+from ensemble_kd.training import Cosine, Hump, Ramp, RowAdamW, StepDecay, WarmupStableDecay
 from tests.faults import equations, files
 
 V, L = 12, 6
@@ -75,7 +76,7 @@ VALID: set[tuple[str, ...]] = {
     ("disagreement", "lists"),
     ("aggregate_scores", "logits"),
     ("item_cross_entropy", "logits"),
-    ("knowledge_distillation", "logits"),
+    *((name, "logits") for name in ("knowledge_distillation", "ambiguity", "target_distillation")),
     ("pool_sequence", "hidden"),
     ("attribute_cross_entropy", "attributes"),
     ("attribute_losses", "attributes"),
@@ -161,7 +162,8 @@ def _building(model: EnsembleKD, data: SequenceData, ids: torch.Tensor) -> list[
         ("NextItem", NextItem, {"mask_ratio": 0.0, "views": 2, "negatives": None}, {"mask_ratio": "share", "views": "natural", "negatives": "natural?"}),
         ("ICL", ICL, {"temperature": 0.3, "pool": "flatten", "variant": "paper"}, {"temperature": "positive", "pool": "choice", "variant": "choice"}),
         ("CCL", CCL, {"temperature": 0.3, "pool": "flatten", "variant": "paper"}, {"temperature": "positive", "pool": "choice", "variant": "choice"}),
-        ("KD", KD, {"temperature": 0.3, "scale_by_temperature_squared": False}, {"temperature": "positive", "scale_by_temperature_squared": "flag"}),
+        ("KD", KD, {"temperature": 0.3, "scale_by_temperature_squared": False, "between": "all", "part": "target", "gate": "better", "on": "batch"},
+         {"temperature": "positive", "scale_by_temperature_squared": "flag", "between": "choice", "part": "choice", "gate": "choice", "on": "choice"}),
         ("weight * loss", lambda weight, loss: weight * loss, {"weight": 0.5, "loss": AP()}, {"weight": "positive"}),
         ("paper", paper, {"item_attributes": None}, {}),
         ("strong_kd", strong_kd, {"item_attributes": None}, {}),
@@ -263,6 +265,7 @@ def _training(model: EnsembleKD, data: SequenceData, folder: Path) -> list[Any]:
         ("StepDecay", StepDecay, {"every": 100, "factor": 0.1}, {"every": "natural", "factor": "share"}),
         ("Cosine", Cosine, {"warmup": 0.0, "floor": 0.1}, {"floor": "share"}),
         ("Ramp", Ramp, {"start": 0.0, "full": 0.5}, {"start": "share", "full": "share"}),
+        ("Hump", Hump, {"start": 0.0, "full": 0.2, "end": 0.9, "floor": 1e-5}, {"start": "share", "full": "share", "end": "share", "floor": "positive"}),
         ("RowAdamW", RowAdamW, {"params": [torch.nn.Parameter(torch.zeros(1, 2))], "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1},
          {"params": "thing", "lr": "positive", "betas": "thing", "eps": "positive", "weight_decay": "positive"}),
         ("synthetic", synthetic, {"num_users": 9, "num_items": 90, "seed": 0, "num_clusters": 3, "min_len": 5, "max_len": 9},

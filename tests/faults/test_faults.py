@@ -28,11 +28,12 @@ NOT_CALLED = {
 # Types, tables of names, values, small functions that only other functions call, and push_to_hub, which needs a server
 # (tests/export/test_hub.py).
 NOT_CALLED_NAMES = """
-    Aggregate AnySequences AP AtTime autocast Between Calibration Callback Candidates Check check_model_and_data
-    Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded EnsembleKDError Evaluation
-    Exclude facts FitResult Holdout ItemLosses Loss LossName LossSum main Mutual NamedRecommendations Need
-    Objective paper Picture places Pool Precision protocol push_to_hub Quality Recommendations Report scale_transfer
-    Schedule self_test selects Split Spread Step strong_kd Table table Term terms_by_name Uncertainty Unknown Variant
+    Aggregate Ambiguity AnySequences AP AtTime autocast Between Calibration Callback Candidates Check
+    check_model_and_data Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded
+    EnsembleKDError Evaluation Exclude facts FitResult Gate Holdout ItemLosses Loss LossName LossSum main Mutual
+    NamedRecommendations Need Objective On paper Part Picture places Pool Precision protocol push_to_hub Quality
+    Recommendations Report scale_transfer Schedule self_test selects Split Spread Step strong_kd Table table Term
+    terms_by_name Uncertainty Unknown Variant
 """
 
 
