@@ -78,7 +78,7 @@ SURFACE = {
         top_items Uncertainty uncertainty
     """,
     "stacking": """
-        Backend build_members check_members check_modules duplicate Factories factories_of form_of Heads inner_rows
+        Backend build_members check_members check_modules duplicate Factories factories_of form_of Heads item_rows
         MixedModule share_table sparse_lookups stack StackedModule take_rows
     """,
     "testing": """

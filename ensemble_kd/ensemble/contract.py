@@ -15,9 +15,9 @@ from typing_extensions import get_protocol_members
 
 from ensemble_kd.data import Vocabulary
 from ensemble_kd.errors import EnsembleKDError, first_line
-from ensemble_kd.internal import instance, is_whole, shown
+from ensemble_kd.internal import is_whole, shown
 from ensemble_kd.objectives import Objective
-from ensemble_kd.stacking import MixedModule, StackedModule
+from ensemble_kd.stacking import StackedModule
 
 if TYPE_CHECKING:
     from ensemble_kd.data import AnySequences
@@ -74,36 +74,6 @@ def check_objective(objective: object, *, num_items: int, newest_only: bool) -> 
         fix = "Masked positions need a hidden state each: train this encoder with objective=NextItem()."
         got = "one that returns (b, d)"
         raise EnsembleKDError(type(objective).__name__, "an encoder that returns (b, l, d)", got, fix)
-
-
-def check_tie(
-    encoder: StackedModule | MixedModule, classifier: str, *, num_items: int, widths: Sequence[int]
-) -> str | None:
-    """Return the name of the parameter that a classifier is tied to; None for "linear", with weights of its own.
-
-    Args:
-        encoder: the members.
-        classifier: as of ``EnsembleKD``.
-        num_items: v.
-        widths: d of each member.
-
-    Raises:
-        EnsembleKDError: there is no such embedding, or it has another shape.
-    """
-    fix = 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
-    instance("classifier", "classifier", classifier, str, fix)
-    if classifier == "linear":
-        return None
-    where, fix = "classifier", 'Use classifier="linear", "tied", or the dotted path of the item embedding.'
-    name = f"{'item_embedding' if classifier == 'tied' else classifier}.weight"
-    for kind, group in enumerate(encoder.groups):
-        table, d = group.stacked_parameter(name), widths[encoder.kinds.index(kind)]
-        if table is None:
-            raise EnsembleKDError(where, "'linear', 'tied' or the path of an embedding", repr(classifier), fix)
-        if table.shape[1:] != (num_items + 2, d):
-            expected, got = f"an embedding of shape {(num_items + 2, d)}", f"{name} of shape {tuple(table.shape[1:])}"
-            raise EnsembleKDError(where, expected, got, fix)
-    return name
 
 
 def check_lengths(where: str, item_ids: Tensor, lengths: Sequence[int] | None) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from ensemble_kd.data import Vocabulary
 from ensemble_kd.distributed import Place
+from ensemble_kd.ensemble.classifier import check_tie
 from ensemble_kd.ensemble.contract import (
     Attributes,
     check_attributes,
@@ -20,7 +21,6 @@ from ensemble_kd.ensemble.contract import (
     check_lengths,
     check_not_scores,
     check_objective,
-    check_tie,
     check_vocabulary,
     probe,
 )
@@ -74,7 +74,7 @@ class EnsembleKD(Scoring):
             Default: ``default_losses``, with AP if ``item_attributes`` are given, and CCL if all d are equal.
         item_attributes: the attributes of each item, for AP.
         classifier: "linear" (Eq. 5), or "tied" to the encoder's ``item_embedding``, or the dotted path of the
-            embedding to tie to.
+            embedding to tie to. This has v + 2 rows, or v + 1 if the objective shows no mask token.
         max_len: longest input that the encoder reads; may be left out if the encoder has ``.max_len`` or reads any.
         seed: of the members' initial weights. The global random state is left as it was.
         backend: "auto", "vmap" or "loop", see ``StackedModule``.
@@ -154,7 +154,7 @@ class EnsembleKD(Scoring):
         # Here, too: torch registers a module that is assigned without a call of the setter.
         check_losses(losses, with_attributes=item_attributes is not None, widths=self.widths)
         self.losses = losses
-        self.tied_name = check_tie(self.encoder, classifier, num_items=self.num_items, widths=self.widths)
+        self.tied_name = check_tie(self.encoder, classifier, self.objective, self.num_items, self.widths)
         first = self.place.own_members(len(factories)).start
         heads = partial(Heads, len(members), d=self.widths, seed=seed, like=outs[0], first=first)
         self.item_classifier = heads(classes=self.num_items, stream=1, tied=self.tied_name is not None)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ensemble_kd import serving
 from ensemble_kd.distributed import Place, gather_members, mean_members
+from ensemble_kd.ensemble.classifier import whole_classifier
 from ensemble_kd.ensemble.contract import check_ids, check_output
 from ensemble_kd.ensemble.weights import Weighted
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import flag, in_turn, to_device
 from ensemble_kd.objectives import Objective
 from ensemble_kd.serving import Aggregate, Recommendations, Uncertainty
-from ensemble_kd.stacking import Heads, MixedModule, StackedModule, inner_rows
+from ensemble_kd.stacking import Heads, MixedModule, StackedModule
 
 
 class Scoring(Weighted):
@@ -32,23 +33,12 @@ class Scoring(Weighted):
     widths: tuple[int, ...]  # d of each member that this process has
     hidden_size: int  # d of the widest; the hidden states of others are filled up with zeros
     newest_only: bool  # the encoder returns (b, d)
-    tied_name: str | None  # of the parameter that the classifier is tied to
+    tied_name: str | None  # of the parameter that the classifier is tied to; None: it has weights of its own
 
     @property
     def mask_token(self) -> int:
         """The id of [mask], v + 1."""
         return self.num_items + 1
-
-    @property
-    def tied_embeddings(self) -> list[Tensor]:
-        """The item embeddings that the classifiers are tied to, (n, v + 2, d) per group of members of one architecture.
-
-        Empty if the classifiers have weights of their own.
-        """
-        if self.tied_name is None:
-            return []
-        found = [group.stacked_parameter(self.tied_name) for group in self.encoder.groups]
-        return [table for table in found if table is not None]
 
     def _repr_html_(self) -> str:
         """Return what the ensemble is made of, for a notebook."""
@@ -65,10 +55,7 @@ class Scoring(Weighted):
 
     def classifier_weights(self) -> tuple[Tensor, Tensor]:
         """Return W (n, v, d) and b (n, v) of Eq. 5; row j scores item j + 1."""
-        own, bias = self.item_classifier.weight, self.item_classifier.bias
-        if own is not None:
-            return own, bias
-        return self.encoder.join([inner_rows(table).to(bias.dtype) for table in self.tied_embeddings]), bias
+        return whole_classifier(self)
 
     @property
     def device(self) -> torch.device:

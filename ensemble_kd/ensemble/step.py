@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,8 @@ from ensemble_kd.distributed import (
     shares,
     sum_members_,
 )
-from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Weighting
+from ensemble_kd.ensemble.classifier import step_classifier
+from ensemble_kd.ensemble.item_loss import ItemLoss, Weighting
 from ensemble_kd.ensemble.packing import Packed
 from ensemble_kd.losses import (
     CCL,
@@ -35,8 +35,7 @@ from ensemble_kd.losses import (
     scale_transfer,
     terms_by_name,
 )
-from ensemble_kd.objectives import Candidates, Draw, places, selects, splice
-from ensemble_kd.stacking import share_table, sparse_lookups, take_rows
+from ensemble_kd.objectives import Draw, places, selects, splice
 
 if TYPE_CHECKING:
     from ensemble_kd.ensemble.model import EnsembleKD
@@ -113,7 +112,7 @@ def _losses_of_batch(
     anchored = any("anchor" in term.needs for _, term in named.values())
     # Where views are unmasked and nothing contrasts them with the anchor, view 0 is the anchor.
     separate = anchored and not (model.objective.views_are_unmasked and not {"icl", "ccl"} & named.keys())
-    with _step_classifier(model, draw, place) as classifier:
+    with step_classifier(model, draw, place) as classifier:
         copies = torch.cat([draw.inputs, draw.anchor[None]]) if separate else draw.inputs
         hidden = model.states(copies, by_length=by_length, lengths=draw.lengths)
     views, anchor = hidden.copies(slice(m)), hidden.copies(slice(m, None) if separate else slice(1))
@@ -148,42 +147,6 @@ def _losses_of_batch(
             # All processes have computed it, with the members of all: their sum must contain it once.
             total, terms[name] = total + named[name][0] * value, value.detach() / place.member_size
         return Step(total, reduced(terms, place))
-
-
-@contextmanager
-def _step_classifier(model: EnsembleKD, draw: Draw, place: Place) -> Iterator[Classifier]:
-    """Give the classifier of the classes that a step scores; within the block, look-ups do what is cheapest with it."""
-    at_least = model.num_items + 2
-    if place.sharded:  # gradients are averaged in shards, which are dense
-        weight, bias = model.classifier_weights()
-        rows = slice(None) if draw.candidates is None else draw.candidates.items - 1
-        yield Classifier(weight[:, rows], bias[:, rows])
-    elif draw.candidates is not None:
-        with ExitStack() as within:
-            for group in model.encoder.groups:
-                within.enter_context(sparse_lookups(group, at_least=at_least))
-            yield _candidate_weights(model, draw.candidates)
-    elif model.tied_embeddings and draw.inputs.device.type == "cpu":
-        # The classifier's gradient is dense anyway: the look-ups' few rows are added to it, in place of a second
-        # table that is filled, stacked and added.
-        bias, weights = model.item_classifier.bias, []
-        with ExitStack() as within:
-            for group, embedding in zip(model.encoder.groups, model.tied_embeddings, strict=True):
-                lookups, weight = share_table(embedding)
-                within.enter_context(sparse_lookups(group, at_least=at_least, shared=(embedding, lookups)))
-                weights.append(weight.to(bias.dtype))
-            yield Classifier(model.encoder.join(weights), bias)
-    else:
-        yield Classifier(*model.classifier_weights())
-
-
-def _candidate_weights(model: EnsembleKD, candidates: Candidates) -> Classifier:
-    """Return the candidates' rows of ``classifier_weights()``, whose gradients are sparse."""
-    own, bias, classes = model.item_classifier.weight, model.item_classifier.bias, candidates.items - 1
-    if own is not None:
-        return Classifier(take_rows(own, classes), take_rows(bias, classes))
-    rows = [take_rows(table, candidates.items).to(bias.dtype) for table in model.tied_embeddings]
-    return Classifier(model.encoder.join(rows), take_rows(bias, classes))
 
 
 def _shares(draw: Draw, place: Place, dtype: torch.dtype) -> Tensor | None:

@@ -11,8 +11,6 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.growing.rows import Initial, grown_rows
 from ensemble_kd.internal import own_buffers, own_parameters
 
-COUNTS = {"num_items": 0, "n_items": 1, "num_embeddings": 2}  # attributes that count items -> rows besides the items
-
 
 def fill_larger(larger: nn.Module, member: nn.Module, *, old: int, new: int, initial: Initial) -> None:
     """Copy an encoder's weights into one for more items.
@@ -55,28 +53,31 @@ def extend(member: nn.Module, old: int, new: int, initial: Initial) -> None:
         EnsembleKDError: it holds sizes of the catalogue elsewhere, so that only its factory can build a larger one.
     """
     made: dict[int, nn.Parameter] = {}
+    has_mask = any(p.ndim >= 1 and len(p) == old + 2 for p in member.parameters())
+    rows = old + 2 if has_mask else old + 1  # padding and the items alone
+    counts = {"num_items": old, "n_items": old + 1, "num_embeddings": rows}  # attributes that grow with the catalogue
     for path, module in member.named_modules():
         for name, value in _plain_numbers(module):
-            if name in COUNTS and value == old + COUNTS[name]:
+            if value == counts.get(name):
                 continue
             if old <= value <= old + 2:
                 raise _refused(f"{path}.{name}".lstrip("."), str(value))
         for name, tensor in _tensors(module):
-            is_table = isinstance(tensor, nn.Parameter) and tensor.ndim >= 1 and len(tensor) == old + 2
+            is_table = isinstance(tensor, nn.Parameter) and tensor.ndim >= 1 and len(tensor) == rows
             sizes = tensor.shape[1:] if is_table else tensor.shape
             if any(old <= size <= old + 2 for size in sizes):
                 raise _refused(f"{path}.{name}".lstrip("."), f"of shape {tuple(tensor.shape)}")
             if is_table and id(tensor) not in made:
-                rows = grown_rows(tensor.detach(), old, initial)
-                made[id(tensor)] = nn.Parameter(rows, requires_grad=tensor.requires_grad)
+                table = grown_rows(tensor.detach(), old, initial)
+                made[id(tensor)] = nn.Parameter(table, requires_grad=tensor.requires_grad)
     if not made:
-        raise _refused("no embedding", f"of {old + 2} rows")
+        raise _refused("no embedding", f"of {old + 2} or {old + 1} rows")
     for module in member.modules():
         for name, parameter in own_parameters(module).items():
             if id(parameter) in made:
                 own_parameters(module)[name] = made[id(parameter)]
         for name, number in _plain_numbers(module):
-            if name in COUNTS and number == old + COUNTS[name]:
+            if number == counts.get(name):
                 setattr(module, name, number + new - old)
 
 
@@ -96,5 +97,5 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _refused(name: str, value: str) -> EnsembleKDError:
     fix = "Pass encoder_fn, the factory for the larger catalogue."
     return EnsembleKDError(
-        "grow", "an encoder that embeds v + 2 ids and counts items nowhere else", f"{name} {value}", fix
+        "grow", "an encoder that embeds v + 2 or v + 1 ids and counts items nowhere else", f"{name} {value}", fix
     )

@@ -10,7 +10,7 @@ from ensemble_kd.stacking.build import (
     factories_of,
 )
 from ensemble_kd.stacking.heads import Heads
-from ensemble_kd.stacking.lookups import inner_rows, share_table, sparse_lookups, take_rows
+from ensemble_kd.stacking.lookups import item_rows, share_table, sparse_lookups, take_rows
 from ensemble_kd.stacking.mixed import MixedModule, form_of, stack
 from ensemble_kd.stacking.stack import StackedModule
 
@@ -26,7 +26,7 @@ __all__ = [
     "duplicate",
     "factories_of",
     "form_of",
-    "inner_rows",
+    "item_rows",
     "share_table",
     "sparse_lookups",
     "stack",

@@ -78,49 +78,50 @@ class _Take(torch.autograd.Function):
         return _Take.apply(table, each, rows, padding), 0  # type: ignore[no-untyped-call]
 
 
-def inner_rows(table: Tensor) -> Tensor:
-    """Return all rows but the first (padding) and the last ([mask]): (n, v + 2, d) -> (n, v, d), a view.
+def item_rows(table: Tensor, items: int) -> Tensor:
+    """Return the rows after the first (padding), one per item: (n, v + 1 or more, d) -> (n, v, d), a view.
 
     The gradient of a slice would pass over the table twice.
 
     Examples:
         >>> table = torch.zeros(1, 4, 1, requires_grad=True)
-        >>> inner_rows(table).sum().backward()
+        >>> item_rows(table, 2).sum().backward()
         >>> table.grad.flatten()
         tensor([0., 1., 1., 0.])
     """
-    return share_table(table)[1]
+    return share_table(table, items)[1]
 
 
-def share_table(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a table twice: for look-ups (``sparse_lookups``), and its inner rows for a product.
+def share_table(table: Tensor, items: int) -> tuple[Tensor, Tensor]:
+    """Return a table twice: for look-ups (``sparse_lookups``), and its rows of items for a product.
 
     Autograd would copy the dense gradient once for every sparse look-up gradient it adds. Here the sparse gradients are
     added up first and then added to the dense one in place.
 
     Examples:
         >>> table = torch.zeros(1, 4, 1, requires_grad=True)
-        >>> lookups, inner = share_table(table)
+        >>> lookups, inner = share_table(table, 2)
         >>> (take_rows(lookups, torch.tensor([0, 1, 1])).sum() + inner.sum()).backward()
         >>> table.grad.flatten()
         tensor([1., 3., 1., 0.])
     """
-    return _Share.apply(table)  # type: ignore[no-any-return, no-untyped-call]
+    return _Share.apply(table, items)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, table: Tensor, items: int) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        return table.view_as(table), table[:, 1:-1]
+        ctx.rest = table.shape[1] - 1 - items
+        return table.view_as(table), table[:, 1 : 1 + items]
 
     @staticmethod
-    def backward(ctx: Any, lookups: Tensor | None, inner: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, lookups: Tensor | None, inner: Tensor | None) -> tuple[Tensor | None, None]:
         if inner is None:
-            return lookups
-        edge = inner.new_zeros(inner.shape[0], 1, inner.shape[2])
-        grad = torch.cat([edge, inner, edge], dim=1)
-        return grad if lookups is None else grad.add_(lookups)
+            return lookups, None
+        edges = [inner.new_zeros(inner.shape[0], rows, inner.shape[2]) for rows in (1, ctx.rest)]
+        grad = torch.cat([edges[0], inner, edges[1]], dim=1)
+        return grad if lookups is None else grad.add_(lookups), None
 
 
 def sparse_lookups(

@@ -69,6 +69,32 @@ class Gone(Rows):
         return self.table(item_ids)
 
 
+class Unmasked(Gone):
+    """As the models of other libraries: padding and the items alone. It would fail on the mask token."""
+
+    causal = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(V + 1, D, padding_idx=0)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.table(item_ids.clamp(max=V))
+
+
+class Tableless(nn.Module):
+    """Embeds nothing."""
+
+    num_items, causal = V, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, D)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.linear(item_ids.unsqueeze(-1).float())
+
+
 def loud(model: EnsembleKD) -> EnsembleKD:
     """With large weights in the heads, so that no difference hides below a tolerance."""
     for i, p in enumerate(model.parameters()):
@@ -301,6 +327,26 @@ def test_scores_are_inner_products_and_their_mean(encoder: Callable[[], nn.Modul
         want = newest[i] @ weight[i].T + model.item_classifier.bias[i]
         torch.testing.assert_close(scores[i, :, 1:], want)
     torch.testing.assert_close(model(IDS), scores.mean(dim=0))
+
+
+@pytest.mark.parametrize("negatives", [None, 5])
+def test_a_tie_to_a_table_without_a_mask_token_is_that_to_one_with_it(negatives: int | None) -> None:
+    options = {"objective": NextItem(negatives=negatives), "losses": KD(), "classifier": "table"}
+    without, with_mask = make(Unmasked, **options), make(Gone, **options)
+    tables = [model.encoder.get_parameter("table.weight") for model in (without, with_mask)]
+    assert [table.shape[1] for table in tables] == [V + 1, V + 2]
+    with torch.no_grad():
+        tables[1][:, :-1] = tables[0]
+    assert torch.equal(without.member_scores(IDS), with_mask.member_scores(IDS))
+    assert torch.equal(without.recommend(IDS, k=3).items, with_mask.recommend(IDS, k=3).items)
+    totals = [model.loss(IDS, generator=masks()).total for model in (without, with_mask)]
+    assert torch.equal(*totals)
+    for total in totals:
+        total.backward()
+    grads = [table.grad.to_dense() for table in tables]  # type: ignore[union-attr]
+    torch.testing.assert_close(grads[0][:, 1:], grads[1][:, 1:-1])
+    assert not grads[1][:, -1].any()
+    assert without.sparse_tables() == with_mask.sparse_tables()
 
 
 def test_masked_item_scores_at_an_appended_mask() -> None:
@@ -588,11 +634,25 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no embedding to tie to": (
         lambda: EnsembleKD(Gone, classifier="tied"),
-        f"classifier: expected 'linear', 'tied' or the path of an embedding, got 'tied'. {TIE}",
+        "classifier: expected an embedding named item_embedding, got an encoder with table (14, 6). Use "
+        "classifier='table', or \"linear\".",
+    ),
+    "no embedding at all": (
+        lambda: EnsembleKD(Tableless, objective=NextItem(), classifier="a.b"),
+        f"classifier: expected an embedding named a.b, got an encoder without tables of more than 12 rows. {TIE}",
+    ),
+    "an embedding without the mask token": (
+        lambda: EnsembleKD(Unmasked, objective=NextItem(mask_ratio=0.5), classifier="table"),
+        "classifier: expected an embedding of shape (14, 6), got table.weight of shape (13, 6). Give the mask token, "
+        "which this objective shows, a row after the items' (num_items + 2 rows).",
     ),
     "an embedding of another shape": (
         lambda: EnsembleKD(Gone, classifier="table", num_items=V - 1),
         f"classifier: expected an embedding of shape (13, 6), got table.weight of shape (14, 6). {TIE}",
+    ),
+    "an embedding of no use without masks": (
+        lambda: EnsembleKD(Gone, classifier="table", num_items=V - 2, objective=NextItem()),
+        "classifier: expected an embedding of shape (12, 6) or (11, 6), got table.weight of shape (14, 6). " + TIE,
     ),
     "a list of ids": (
         lambda: make().loss([[1, 2]]),  # type: ignore[arg-type]

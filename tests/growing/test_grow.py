@@ -87,6 +87,30 @@ def test_students_grow_and_members_stay_members(classifier: str) -> None:
     assert torch.equal(grow(alone, NEW)(inputs(3, 9)), grow(teacher, NEW).member(1)(inputs(3, 9)))
 
 
+class WithoutMask(nn.Module):
+    """As the models of other libraries: a table of padding and the items."""
+
+    causal, num_items, max_len = True, V, 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item_embedding = nn.Embedding(V + 1, 8, padding_idx=0)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        return self.item_embedding(item_ids)
+
+
+@pytest.mark.parametrize("classifier", ["linear", "tied"])
+def test_a_table_without_a_mask_token_grows(classifier: str) -> None:
+    model = EnsembleKD(WithoutMask, 2, classifier=classifier).eval()
+    grown, ids = grow(model, NEW), inputs(5, 9)
+    table = grown.encoder.get_parameter("item_embedding.weight")
+    assert table.shape == (2, V + NEW + 1, 8)
+    assert torch.equal(table[:, : V + 1], model.encoder.get_parameter("item_embedding.weight"))
+    assert torch.equal(grown(ids)[:, : V + 1], model(ids))
+    grown.train().loss(ids.clamp(min=1) + NEW).total.backward()
+
+
 def test_rows_by_attributes() -> None:
     table = {1: [1], 2: [1, 2], 3: [2], 81: [1], 82: [1, 2], 83: [3]}
     attributes = ItemAttributes.from_dict(table, V + 3)
