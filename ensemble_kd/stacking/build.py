@@ -179,7 +179,8 @@ class Absent(nn.Parameter):
         Traceback (most recent call last):
             ...
         ensemble_kd.errors.EnsembleKDError: encoder: expected a forward that runs within calls alone, got a part of it \
-that ran without weights. Switch activation checkpointing off: it runs forward again in backward.
+that ran without weights. Switch activation checkpointing off: it runs forward again in backward. Look parameters up \
+by their names: a reference kept elsewhere is never trained.
     """
 
     @classmethod
@@ -190,7 +191,10 @@ that ran without weights. Switch activation checkpointing off: it runs forward a
         given = [*args, *(kwargs or {}).values()]
         given += [one for several in given if isinstance(several, list | tuple) for one in several]
         if any(isinstance(one, Tensor) and not isinstance(one, Absent) and not one.is_meta for one in given):
-            fix = "Switch activation checkpointing off: it runs forward again in backward."
+            fix = (
+                "Switch activation checkpointing off: it runs forward again in backward. Look parameters up by their "
+                "names: a reference kept elsewhere is never trained."
+            )
             got = "a part of it that ran without weights"
             raise EnsembleKDError("encoder", "a forward that runs within calls alone", got, fix)
         return nn.Parameter.__torch_function__(func, types, args, kwargs or {})

@@ -596,8 +596,9 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a parameter in a list": (
         lambda: EnsembleKD(Listed),
-        "encoder output: expected hidden states made of registered parameters, got others. Look parameters up by their "
-        "names in forward; a reference kept elsewhere is never trained.",
+        "encoder: expected a forward that runs within calls alone, got a part of it that ran without weights. Switch "
+        "activation checkpointing off: it runs forward again in backward. Look parameters up by their names: a "
+        "reference kept elsewhere is never trained.",
     ),
     "MaskedItem on (b, d)": (
         lambda: EnsembleKD(Newest, objective=MaskedItem()),
