@@ -1,4 +1,4 @@
-"""``Card``: what the README of a published model says, made from the run itself.
+"""``Card``: the README of a published model, made from the run itself.
 
 Needs huggingface_hub (the extra ``hub``), which writes the head that the Hub reads.
 """
@@ -29,7 +29,7 @@ _TAGS = ["recommender-system", "sequential-recommendation", "ensemble", "knowled
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """What a model card says besides what the model itself knows. All of it may be left out.
+    """The part of a model card that the model itself does not know. All of it may be left out.
 
     Args:
         data: that the model was trained on.

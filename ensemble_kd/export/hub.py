@@ -38,7 +38,7 @@ def save_pretrained(model: EnsembleKD, folder: str | PathLike[str], *, card: Car
     Args:
         model: with all its weights in this process.
         folder: made if it is missing. Files of an earlier call are replaced, each whole or not at all.
-        card: what the model card says besides what the model knows.
+        card: the part of the model card that the model does not know.
         name: of the repository that it will be, such as "me/beauty"; "": the folder's.
 
     Returns:
@@ -92,7 +92,7 @@ def push_to_hub(
     Args:
         model: with all its weights in this process.
         repo_id: such as "me/beauty".
-        card: what the model card says besides what the model knows.
+        card: the part of the model card that the model does not know.
         private: of a repository that is made now; None: the default of your account.
         revision: a branch that exists; None: the main one.
         message: of the commit.
