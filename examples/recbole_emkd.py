@@ -1,8 +1,8 @@
 """EMKD around a model of RecBole, its SASRec: right-padded input with lengths, one vector a sequence.
 
 Needs ``pip install 'ensemble_kd[recbole]'``. The model alone is taken: RecBole 1.2.1 reads its own configuration files
-with names that NumPy 2 no longer has, so the settings stand here. Windows are short, since each has one target. Trains
-on a synthetic catalogue in less than a minute on two cores.
+with names that NumPy 2 no longer has, so the settings stand here. Windows are short, since each has one target. It ran
+with RecBole 1.2.1, NumPy 1.26 and torch 2.13.
 """
 
 from __future__ import annotations
