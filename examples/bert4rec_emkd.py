@@ -1,17 +1,15 @@
 """EMKD as in the paper: three BERT4Rec networks with ICL, CCL, KD and AP on masked items.
 
-Trains on a synthetic catalogue in about a minute on two cores. Its last lines of output::
+Trains on a synthetic catalogue, in 225 seconds of CPU time on a Xeon: about two minutes on two cores. It also prints
+what it recommends to a user, and draws the learning curves. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    popularity     0.1040  0.1770  0.0622  0.0859  0.0791
-    member 0       0.0940  0.1860  0.0576  0.0871  0.0777
-    member 1       0.1090  0.1810  0.0710  0.0937  0.0876
-    member 2       0.1140  0.1850  0.0742  0.0963  0.0896
-    ensemble       0.1100  0.1850  0.0678  0.0917  0.0841
-    leave-one-out test, 1000 users, all 200 items ranked, exclude='history'; weights of epoch 5 of 8
-    User 0 saw items [82, 106, 152, 6, 112, 187], then 32.
-    Recommended: [9, 178, 11, 122, 129, 96, 186, 70, 168, 197]
-    Learning curves: runs/bert4rec/curves.png
+    popularity     0.0765  0.1230  0.0486  0.0636  0.0590
+    member 0       0.1330  0.1880  0.0901  0.1079  0.0961
+    member 1       0.1255  0.1800  0.0869  0.1043  0.0941
+    member 2       0.1285  0.1840  0.0897  0.1077  0.0973
+    ensemble       0.1485  0.2105  0.1014  0.1213  0.1068
+    leave-one-out test, 2000 users, all 600 items ranked, exclude='history'; weights of epoch 14 of 14
 
 On a file of yours: ``python examples/train.py --encoder bert4rec --data FILE``.
 """
@@ -28,32 +26,18 @@ from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
 from ensemble_kd.plots import curves
 
 
-def main(users: int = 1000, epochs: int = 8, output: str = "runs/bert4rec") -> None:
+def main(users: int = 2000, epochs: int = 14, output: str = "runs/bert4rec") -> None:
     """Train, evaluate on the test items, recommend, and draw the learning curves."""
-    data = synthetic(users, num_items=200)
+    data = synthetic(users, num_items=600)
     print(data)
     model = EnsembleKD(
-        lambda: BERT4Rec(data.num_items, d_model=32, max_len=16, dropout=0.1, norm_first=True),
+        lambda: BERT4Rec(data.num_items, d_model=64, max_len=16, dropout=0.1, norm_first=True),
         n=3,
         objective=MaskedItem(mask_ratio=0.3, views=2, newest=0.5),
         losses=0.2 * AP() + 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3)) + 0.001 * KD(temperature=0.3),
         item_attributes=data.item_attributes,
     )
-    result = fit(
-        model,
-        data,
-        epochs=epochs,
-        batch_size=64,
-        lr=3e-3,
-        window=15,
-        window_step=4,
-        output_dir=output,
-        overwrite=True,
-    )
-
-    test = evaluate(model, data, "test")
-    print(table({**evaluate_popularity(data, "test").rows, **test.rows}))
-    print(f"{test.protocol}; weights of epoch {result.best_epoch + 1} of {epochs}")
+    result = fit(model, data, epochs=epochs, window=15, output_dir=output, overwrite=True)
 
     history = data.inputs("test", data.max_history)[:1]  # all that user 0 saw, so that none of it is recommended
     seen = history[:, history[0] != 0]
@@ -63,6 +47,10 @@ def main(users: int = 1000, epochs: int = 8, output: str = "runs/bert4rec") -> N
     if importlib.util.find_spec("matplotlib"):
         curves(result).save(Path(output) / "curves.png")
         print(f"Learning curves: {Path(output) / 'curves.png'}")
+
+    test = evaluate(model, data, "test")
+    print(table({**evaluate_popularity(data, "test").rows, **test.rows}))
+    print(f"{test.protocol}; weights of epoch {result.best_epoch + 1} of {epochs}")
 
 
 if __name__ == "__main__":
