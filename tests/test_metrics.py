@@ -116,6 +116,9 @@ def test_metrics_refuse() -> None:
     for metric in (lambda r: hit_rate(r, 5), lambda r: ndcg(r, 5), mrr, metric_row):
         with pytest.raises(EnsembleKDError, match=r"expected ranks \(\.\.\., b\) with b >= 1, got \(0,\)"):
             metric(IDS[:0])
+        for wrong in (IDS.tolist(), IDS / 2):
+            with pytest.raises(EnsembleKDError, match=r"expected ranks, a tensor of (whole )?numbers"):
+                metric(wrong)
     with pytest.raises(EnsembleKDError, match=r"metric_row: expected ranks of shape \(b,\), got \(1, 2\)"):
         metric_row(IDS[None])
 

@@ -77,9 +77,10 @@ def drawn(count: int, seed: int) -> list[tuple[str, Change]]:
 
 def find(key: str) -> tuple[str, Change] | None:
     """Return the change of that name, unless the code is another now."""
-    file = key.partition(" ")[0]
-    source = source_of(file)
-    return next(((file, change) for change in changes(source) if change.key(file, source) == key), None)
+    file, _, rest = key.partition(" ")
+    source, function = source_of(file), rest.partition(":")[0]
+    of_function = [change for change in changes(source) if change.function == function]
+    return next(((file, change) for change in of_function if change.key(file, source) == key), None)
 
 
 class CannotPutError(Exception):

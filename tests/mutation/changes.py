@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +47,14 @@ class Change:
 
     def key(self, file: str, source: str) -> str:
         """A name that does not change with the lines above: the first line of the module that differs, and how."""
-        pairs = zip(ast.unparse(ast.parse(source)).splitlines(), changed(source, self).splitlines(), strict=False)
+        pairs = zip(_plain(source), changed(source, self).splitlines(), strict=False)
         before, after = next((a, b) for a, b in pairs if a != b)
         return f"{file} {self.function}: {before.strip()} -> {after.strip()}"
+
+
+@functools.lru_cache
+def _plain(source: str) -> list[str]:
+    return ast.unparse(ast.parse(source)).splitlines()
 
 
 def changes(source: str) -> list[Change]:
