@@ -25,6 +25,8 @@ from ensemble_kd.internal.seeding import member_seed, random_state, seeded, set_
 from ensemble_kd.internal.tensors import tensor, widest
 from ensemble_kd.internal.torch_private import (
     accelerator_devices,
+    add_in_float32_,
+    adds_in_float32,
     dropout_rate,
     is_batch_norm,
     is_transformed,
@@ -46,6 +48,8 @@ from ensemble_kd.internal.turns import in_turn
 
 __all__ = [
     "accelerator_devices",
+    "add_in_float32_",
+    "adds_in_float32",
     "append",
     "choice",
     "dropout_rate",

@@ -6,6 +6,7 @@ other file of the package uses a name of torch's that starts with an underscore.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -133,6 +134,32 @@ def view_as_int16(x: Tensor) -> Tensor:
     if not is_vmap_slice(x):
         return x.view(torch.int16)
     return (x[:, None] >> torch.tensor([0, 16, 32, 48])).to(torch.int16).flatten()
+
+
+@functools.cache
+def adds_in_float32(device: torch.device, product: torch.dtype) -> bool:
+    """Return True if a device adds a product of matrices of another precision to a float32 one in one kernel.
+
+    Reason: ``torch.addmm(out_dtype=...)`` has come to CUDA alone, in torch 2.8, and takes a float32 sum since a later
+    version only. So it is tried once, on matrices of one element.
+
+    Examples:
+        >>> adds_in_float32(torch.device("cpu"), torch.bfloat16)
+        False
+    """
+    try:
+        one = torch.zeros(1, 1, dtype=product, device=device)
+        add_in_float32_(torch.zeros(1, 1, device=device), one, one)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def add_in_float32_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the product of two matrices to a float32 one in place, where ``adds_in_float32``."""
+    torch.addmm(total, left, right, out_dtype=torch.float32, out=total)  # type: ignore[call-overload]
 
 
 def accelerator_devices() -> tuple[str, range]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ensemble_kd.internal import add_in_float32_, adds_in_float32
 from ensemble_kd.losses.compiled import compiled_tile
 from ensemble_kd.losses.formula import Formula, Networks, Plan
 from ensemble_kd.losses.row_kernel import or_else
@@ -55,7 +56,8 @@ def walk(
     # walked apart. On an accelerator tiles are large anyway, and launches cost more.
     parts = formula.parts(n) if device.type == "cpu" else [(range(n), formula)]
     planes = [[*own, *range(n, len(inputs))] for own, _ in parts]
-    heights = [rows_per_tile(plan.tile_rows, t, len(p) * v * product.itemsize, device) for p in planes]
+    large = 0 if device.type == "cpu" else learners.weight.numel() * dtype.itemsize
+    heights = [rows_per_tile(plan.tile_rows, t, len(p) * v * product.itemsize, device, large) for p in planes]
     gain = gain_for(product, max(heights), number)
     shares = counts * gain
     # Products on an accelerator's fast path need rows that begin at a multiple of 16 bytes. What fills up is 0, since
@@ -157,17 +159,22 @@ class _Gradients:
         self.hidden = torch.empty(n, t, d, dtype=product, device=device) if needs[0] else None
         self.weight = torch.zeros(n, v, d, dtype=dtype, device=device) if needs[1] else None
         self.bias = torch.zeros(n, v, dtype=dtype, device=device) if needs[2] else None
-        self.part = torch.empty(n, v, d, dtype=product, device=device) if needs[1] and product != dtype else None
+        rounds = needs[1] and product != dtype  # a product is rounded before it is added, unless one kernel does both
+        self.in_one = rounds and dtype == torch.float32 and device.type != "cpu" and adds_in_float32(device, product)
+        by_parts = rounds and not self.in_one
+        self.part = torch.empty(n, v, d, dtype=product, device=device) if by_parts else None
 
     def add(self, i: int, rows: slice, grad: Tensor, inputs: Tensor, classifier: Tensor) -> None:
         """Add the gradients of learner i's factors, given ``grad`` (rows, v), the one of its logits."""
         if self.hidden is not None:
             torch.mm(grad, classifier, out=self.hidden[i, rows])
-        if self.weight is not None and self.part is None:
-            self.weight[i].addmm_(grad.t(), inputs)
-        elif self.weight is not None and self.part is not None:
+        if self.weight is not None and self.part is not None:
             torch.mm(grad.t(), inputs, out=self.part[i])
             self.weight[i] += self.part[i]
+        elif self.weight is not None and self.in_one:
+            add_in_float32_(self.weight[i], grad.t(), inputs)
+        elif self.weight is not None:
+            self.weight[i].addmm_(grad.t(), inputs)
         if self.bias is not None:
             self.bias[i] += grad.sum(0)  # added up in float32, rounded once a tile like the weights' part
 
@@ -191,11 +198,21 @@ def gain_for(product: torch.dtype, rows: int, number: Tensor | float) -> Tensor 
     return number * min(1.0, _FLOAT16_ROWS / rows) if product == torch.float16 else 1.0
 
 
-def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.device) -> int:
-    """Return the number of target rows per tile, all of about one height; a row of all networks has ``row_bytes``."""
+def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.device, large: int = 0) -> int:
+    """Return the number of target rows per tile, all of about one height.
+
+    Args:
+        wanted: by the user, or None.
+        t: rows in all.
+        row_bytes: of a row of all networks.
+        device: where the tile lies.
+        large: bytes that a tile may have in any case. On an accelerator a large catalogue's classifiers and their
+            gradient pass through memory once a tile, so a tile may be as large as that gradient.
+    """
     # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
     enough = min(_ROWS, _ROWS_BYTES // row_bytes)
-    rows = min(t, wanted or max(1, enough, _TILE_BYTES.get(device.type, _ROWS_BYTES) // row_bytes))
+    size = max(large, _TILE_BYTES.get(device.type, _ROWS_BYTES))
+    rows = min(t, wanted or max(1, enough, size // row_bytes))
     return -(-t // -(-t // rows))
 
 

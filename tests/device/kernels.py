@@ -37,7 +37,14 @@ def _gru_cell_backward(grad: Tensor, workspace: Tensor, has_bias: bool) -> Any:
     return gates, hidden_gates, grad * update, *biases
 
 
+def _addmm_in_float32(
+    total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor, **factors: Any
+) -> Tensor:
+    return torch.addmm(total, left.to(dtype), right.to(dtype), out=out, **factors)
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
+    "addmm.dtype_out": _addmm_in_float32,
     "_thnn_fused_gru_cell": _gru_cell,
     "_thnn_fused_gru_cell_backward": _gru_cell_backward,
 }

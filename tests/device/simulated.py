@@ -147,7 +147,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if wanted == NAME:
         plain["device"] = "cpu"
     plain.pop("pin_memory", None)
-    kernel: Callable[..., Any] = KERNELS.get(name, func)
+    kernel: Callable[..., Any] = KERNELS.get(name, KERNELS.get(f"{name}.{func._overloadname}", func))
     draws = torch.Tag.nondeterministic_seeded in func.tags and plain.get("generator") is None
     with _own_draws() if draws else nullcontext():
         out = kernel(*plain_args, **plain)

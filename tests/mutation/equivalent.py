@@ -11,8 +11,9 @@ EQUIVALENT: dict[str, str] = {
     "-> columns = columns if chosen is None or seen is None else max(columns, c / seen.shape[1] // 4)": (
         "how many users make a block: memory and time alone"
     ),
-    "losses/tiles.py walk: rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device) -> "
-    "rows = rows_per_tile(plan.tile_rows, t, p * v / product.itemsize, device)": "the size of a tile: time alone",
+    "losses/tiles.py walk: heights = [rows_per_tile(plan.tile_rows, t, len(p) * v * product.itemsize, device, large) "
+    "for p in planes] -> heights = [rows_per_tile(plan.tile_rows, t, len(p) * v / product.itemsize, device, large) "
+    "for p in planes]": "the size of a tile: time alone",
     "training/folder.py locked: if os.name != 'posix': -> if not os.name != 'posix':": (
         "removes a file twice; the branch is for Windows"
     ),
@@ -20,8 +21,9 @@ EQUIVALENT: dict[str, str] = {
     "(slot + 1).clamp(min=0) * others // strata) -> begin, end = (slot.clamp(min=0) * others // strata, "
     "(slot + 1).clamp(min=1) * others // strata)": "differs in slots below 0 alone, whose ends are not used",
     "stacking/trial.py seconds_of.timed: device.synchronize() -> pass": "a wait for an accelerator",
-    "losses/tiles.py walk: rows = rows_per_tile(plan.tile_rows, t, p * v * product.itemsize, device) -> "
-    "rows = rows_per_tile(plan.tile_rows, t, p / v * product.itemsize, device)": "the size of a tile: time alone",
+    "losses/tiles.py walk: heights = [rows_per_tile(plan.tile_rows, t, len(p) * v * product.itemsize, device, large) "
+    "for p in planes] -> heights = [rows_per_tile(plan.tile_rows, t, len(p) / v * product.itemsize, device, large) "
+    "for p in planes]": "the size of a tile: time alone",
     "evaluation/ranking.py evaluate_popularity: for users in totals.argsort(stable=True).split(512): -> "
     "for users in totals.argsort(stable=False).split(512):": "the order in which users are ranked, each by itself",
     "training/folder.py _lock: file.seek(1 << 30) -> file.seek(1 << 31)": "which byte is locked on Windows",
