@@ -3,6 +3,7 @@
 NAMES: dict[str, str] = {
     "limits": "what this machine can do at most: matrix products, copies, exponentials",
     "loss": "the item loss: fused tiles against stored logits with pairwise KD",
+    "roofline": "the item loss on an H100, estimated from bytes and products on shapes alone",
     "step": "a whole training step against the method as the paper writes it, terms switched on one by one",
     "step_wide": "the same at d = 256, terms together",
     "members": "cost of n members, backend by backend",

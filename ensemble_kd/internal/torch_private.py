@@ -159,7 +159,7 @@ def adds_in_float32(device: torch.device, product: torch.dtype) -> bool:
 
 def add_in_float32_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add the product of two matrices to a float32 one in place, where ``adds_in_float32``."""
-    torch.addmm(total, left, right, out_dtype=torch.float32, out=total)  # type: ignore[call-overload]
+    torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
 
 
 def accelerator_devices() -> tuple[str, range]:

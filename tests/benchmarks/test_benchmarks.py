@@ -26,6 +26,7 @@ from benchmarks import (
     members,
     memory,
     recipes,
+    roofline,
     step,
     stream,
     summary,
@@ -74,6 +75,18 @@ def test_the_baseline_computes_the_librarys_loss(weights: baseline.Weights) -> N
         torch.testing.assert_close(grads, stacked.grad, rtol=1e-8, atol=1e-10)
     weight_grads = torch.stack([member.items.weight.grad for member in members])  # type: ignore[misc]
     torch.testing.assert_close(weight_grads, model.item_classifier.weight.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_the_roofline_counts_the_products_and_the_passes_over_a_tile() -> None:
+    t, v, d, n = 512, 4096, 64, roofline.N
+    found = {kernel: roofline.estimate(t, v, d, kernel=kernel, in_one=True, tile_rows=None) for kernel in (True, False)}
+    for row in found.values():
+        assert row["tflop"] == pytest.approx(6 * n * t * v * d / 1e12, rel=0.02)  # logits and two gradients
+    # Written by a product, read and written by the kernel, read by two products and by the sum for the biases; and
+    # the classifiers and their gradient pass by a few times, whatever the kernel does.
+    plane, classifiers = 2 * n * t * v / 1e9, 4 * n * v * d / 1e9
+    assert 6 * plane < found[True]["gb"] < 6 * plane + 12 * classifiers  # type: ignore[operator]
+    assert found[False]["gb"] > 40 * plane  # type: ignore[operator]
 
 
 def test_a_variant_that_fails_keeps_its_row_and_the_others_theirs() -> None:

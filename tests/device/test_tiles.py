@@ -55,12 +55,10 @@ def test_a_tile_of_a_large_catalogue_may_be_as_large_as_the_classifiers_gradient
 ) -> None:
     monkeypatch.setattr(tiles, "_ROWS", 1)
     monkeypatch.setattr(tiles, "_ROWS_BYTES", 1 << 30)
-    monkeypatch.setattr(tiles, "_TILE_BYTES", {simulated.NAME: 1, "cpu": 1})
+    monkeypatch.setattr(tiles, "_ACCELERATOR_BYTES", 1)
     with simulated.device() as log:
         leaves, targets = problem(simulated.NAME)
         log.clear()
         item_losses(*leaves, targets, product_dtype=torch.bfloat16)
         rows = {rows for rows, columns in log.products if columns == V}
     assert rows == {2 * D}  # float32 gradients (v, d), bfloat16 logits (rows, v)
-    device = torch.device("cpu")
-    assert tiles.rows_per_tile(None, T, 2 * N * V, device) == 1
