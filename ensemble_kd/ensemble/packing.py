@@ -115,7 +115,7 @@ def _all(item_ids: Tensor) -> tuple[Tensor, int]:
 def _similar(item_ids: Tensor, known: Sequence[int] | None, worth: int) -> Iterator[tuple[Tensor, int]]:
     """Yield the sequences whose lengths have the same logarithm, rounded up, with the longest length among them.
 
-    Groups that save too little join the next longer one.
+    Groups that save too little join the next longer one. A group of all is in the order of the batch.
     """
     k, _, longest = item_ids.shape
     if known is None:
@@ -127,8 +127,9 @@ def _similar(item_ids: Tensor, known: Sequence[int] | None, worth: int) -> Itera
     order = kinds.argsort(stable=True)
     parts = [(len(part), int(lengths[part].max())) for part in order.split(kinds.bincount().tolist()) if len(part)]
     order, start, rows = to_device(order, item_ids.device), 0, 0
+    everyone = torch.arange(len(order), device=item_ids.device)  # one group of all keeps the batch's own order
     for i, (size, width) in enumerate(parts):
         rows += size
         if i + 1 == len(parts) or k * rows * (parts[i + 1][1] - width) >= worth:
-            yield order[start : start + rows], width
+            yield everyone if rows == len(order) else order[start : start + rows], width
             start, rows = start + rows, 0

@@ -66,6 +66,23 @@ def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(
             assert largest_error(grad, exact[name]) < bound, name
 
 
+@pytest.mark.parametrize("worth", [0, None, 1 << 40])
+def test_known_lengths_change_no_loss(worth: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether groups are formed, or join because they save too little."""
+    if worth is not None:
+        monkeypatch.setattr(ensemble_kd.ensemble.model, "GROUP_FEATURES", worth)
+    host, ids = cases.build("SASRec", cases.OBJECTIVES["next"]), cases.batch(20)
+    ids[1::3, :-3] = 0  # short ones between long ones
+    lengths = (ids != 0).sum(1).tolist()
+    expected = host.loss(ids).terms
+    with simulated.device():
+        there = cases.build("SASRec", cases.OBJECTIVES["next"], backend="loop")
+        there.load_state_dict(host.state_dict())
+        found = there.to(simulated.NAME).loss(ids.to(simulated.NAME), by_length=True, lengths=lengths).terms
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name].cpu(), value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("negatives", [None, 64])
 def test_logits_are_computed_of_real_targets_alone(negatives: int | None) -> None:
     """Lengths as on Beauty: windows of up to 51, most of which are short."""

@@ -36,19 +36,29 @@ def sequences(draw: Any, at_least: int = 1) -> Tensor:
     return ids.masked_fill(torch.arange(length) < (length - lengths)[:, None], 0)
 
 
-@given(sequences())
-def test_states_are_found_where_they_stood(ids: Tensor) -> None:
+worths = st.sampled_from([0, 20, 1 << 40])  # groups as they are, some of them joined, all of them
+
+
+@given(sequences(), worths)
+def test_states_are_found_where_they_stood(ids: Tensor, worth: int) -> None:
     positions = (ids.flatten() != 0).nonzero()[:, 0].flip(0)
-    one, other = (pack(encode, ids, by_length=by_length).at(positions) for by_length in (False, True))
+    one, other = (pack(encode, ids, by_length=by_length, worth=worth).at(positions) for by_length in (False, True))
     assert torch.equal(one, encode(ids.flatten(0, 1)).flatten(1, 2)[:, positions])
     assert torch.equal(other, one)
 
 
-@given(sequences())
-def test_the_newest_position_alone_is_one_a_sequence(ids: Tensor) -> None:
+@given(sequences(), worths)
+def test_the_newest_position_alone_is_one_a_sequence(ids: Tensor, worth: int) -> None:
     rows = torch.arange(ids.shape[0] * ids.shape[1])
     for by_length in (False, True):
-        assert torch.equal(pack(newest, ids, by_length=by_length).at(rows), newest(ids.flatten(0, 1)))
+        assert torch.equal(pack(newest, ids, by_length=by_length, worth=worth).at(rows), newest(ids.flatten(0, 1)))
+
+
+@given(sequences(at_least=2), worths)
+def test_one_group_alone_is_in_the_order_of_the_batch(ids: Tensor, worth: int) -> None:
+    packed = pack(encode, ids, by_length=True, worth=worth)
+    if len(packed.groups) == 1:
+        assert torch.equal(packed.groups[0].users, torch.arange(ids.shape[1]))
 
 
 @pytest.mark.parametrize("pool", ["flatten", "mean", "last"])
