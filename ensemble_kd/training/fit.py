@@ -46,6 +46,7 @@ def fit(
     window_step: int = 1,
     by_length: bool = True,
     precision: Precision = "auto",
+    cuda_graphs: bool = False,
     exclude: Exclude = "history",
     metric: Metric = "NDCG@10",
     patience: int | None = None,
@@ -94,6 +95,10 @@ def fit(
             CUDA device that computes it natively, and on a CPU that a measurement of under half a second finds more
             than 1.3 times as fast with it: it rounds, so a small gain is not worth it. Else float32. Each epoch's entry
             names which, and a resumed run keeps it. Name one for the same numbers on every machine.
+        cuda_graphs: run steps as CUDA graphs: one call of the host in place of hundreds of launches. Each shape of
+            batches is captured once, in widths that are multiples of 8; and padding is computed, since a graph's shapes
+            cannot follow the lengths. So it suits windows that are mostly full. Simulated only: no GPU has run it yet.
+            It needs the full softmax, ``loss=Mutual()`` and a single process.
         exclude: items that validation does not rank, see ``evaluate``.
         metric: of the ensemble, by which the best epoch is chosen: "HR@K", "NDCG@K", "MRR"; or a function of the model,
             in evaluation mode, and the data, which returns a number that is higher for better models. Its name stands

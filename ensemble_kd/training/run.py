@@ -18,7 +18,7 @@ from ensemble_kd.distributed import (
     gather_members,
     gather_objects,
 )
-from ensemble_kd.ensemble import Chosen, EnsembleKD, choose_precision
+from ensemble_kd.ensemble import Chosen, EnsembleKD, Step, choose_precision
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import to_device
 from ensemble_kd.training.checkpoints import Checkpoints
@@ -26,6 +26,7 @@ from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
 from ensemble_kd.training.folder import claimed, forget
 from ensemble_kd.training.gradients import clip_members_, member_rows
+from ensemble_kd.training.graphs import StepGraphs, check_graphs, set_rate
 from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
 from ensemble_kd.training.schedules import Stretch, WarmupStableDecay
@@ -63,6 +64,10 @@ class Run:
         )
         self.rows = member_rows(model, self.parameters)
         self.optimizer = RowAdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.graphs: StepGraphs | None = None
+        if settings.cuda_graphs:
+            check_graphs(model, settings.loss, place)
+            self.graphs = StepGraphs(self._whole_step, self.device)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         self.checkpoints = Checkpoints(
             self.folder, model, self.optimizer, self.parameters, fingerprint, settings.shares(), place
@@ -167,13 +172,15 @@ class Run:
         for batch in plan.batches(start=p.batch):
             now = p.epoch + p.batch / len(plan)
             rate = self._rate(now)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            lengths = None
-            if self.device.type != "cpu":  # a CPU sees them itself
-                lengths = plan.lengths(p.batch) if isinstance(plan, BatchPlan) else (batch != 0).sum(dim=1).tolist()
+            set_rate(self.optimizer, rate, self.device if self.graphs else None)
             share = 1.0 if s.transfer is None else float(s.transfer(now, s.epochs))
-            self._one_step(to_device(batch, self.device), share, lengths)
+            if self.graphs:
+                p.recent.add(self.graphs(to_device(batch, self.device), share, repr(self.model.losses)))
+            else:
+                lengths = None
+                if self.device.type != "cpu":  # a CPU sees them itself
+                    lengths = plan.lengths(p.batch) if isinstance(plan, BatchPlan) else (batch != 0).sum(dim=1).tolist()
+                self._one_step(to_device(batch, self.device), share, lengths)
             p.batch += 1
             p.step += 1
             self.log.advance()
@@ -194,17 +201,31 @@ class Run:
         rows, score = self.selection.validate(p.epoch, self.precision)
         self._finish_epoch(rows, score, time.monotonic() - self.started)
 
-    def _one_step(self, batch: Tensor, share: float, lengths: list[int] | None) -> None:
+    def _loss(self, batch: Tensor, share: float, lengths: list[int] | None, by_length: bool) -> Step:
         with self.precision.autocast(self.device):
-            loss = self.loss(
+            found: Step = self.loss(
                 batch,
                 validate=False,
-                by_length=self.settings.by_length,
+                by_length=by_length,
                 place=self.place,
                 item_loss=self.settings.loss,
                 share=share,
                 lengths=lengths,
             )
+        return found
+
+    def _whole_step(self, batch: Tensor, share: float, _: object) -> dict[str, Tensor]:
+        """Run a step of which a graph can be captured: in shapes that follow from the batch's alone."""
+        loss = self._loss(batch, share, None, by_length=False)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        if self.settings.max_grad_norm is not None:
+            clip_members_(self.parameters, self.settings.max_grad_norm, self.rows)
+        self.optimizer.step()
+        return loss.terms
+
+    def _one_step(self, batch: Tensor, share: float, lengths: list[int] | None) -> None:
+        loss = self._loss(batch, share, lengths, by_length=self.settings.by_length)
         self.progress.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
             check_terms(loss.terms, f"step {self.progress.step + 1}")

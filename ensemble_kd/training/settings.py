@@ -43,6 +43,7 @@ class Settings:
     window_step: int
     by_length: bool
     precision: Precision
+    cuda_graphs: bool
     exclude: Exclude
     metric: Metric
     patience: int | None
@@ -70,7 +71,7 @@ class Settings:
             self._set("max_grad_norm", number("fit", "max_grad_norm", self.max_grad_norm, above=0, most=math.inf))
         choice("fit", "precision", self.precision, get_args(Precision))
         choice("fit", "exclude", self.exclude, get_args(Exclude))
-        for name in ("by_length", "resume", "overwrite", "progress"):
+        for name in ("by_length", "cuda_graphs", "resume", "overwrite", "progress"):
             choice("fit", name, getattr(self, name), (True, False))
         if not callable(self.metric):
             metric_named(self.metric)

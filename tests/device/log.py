@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ensemble_kd
+from tests.device import graphs
 
 PACKAGE = str(Path(ensemble_kd.__file__).parent)
 
@@ -36,6 +37,8 @@ class Log:
         self.doubles.clear()
 
     def wait(self, kind: str, operation: str) -> None:
+        if graphs.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
         self.waits.append(Wait(kind, operation, line_of_package()))
 
     def count(self, operation: str) -> None:

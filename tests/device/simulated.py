@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.device import graphs
 from tests.device.kernels import AUTOCAST_FLOAT32, AUTOCAST_HALF, AUTOCAST_LOW, KERNELS, attention
 from tests.device.log import LOG, Log, line_of_package
 
@@ -140,7 +141,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "mm":
         LOG.products[(args[0].shape[0], args[1].shape[1])] += 1
     if torch.Tag.inplace_view in func.tags:  # transpose_, for one: the shape of both changes
-        func(_plain(args[0]), *args[1:], **kwargs)
+        func(_plain(args[0]), *args[1:], **kwargs)  # of the shape alone, so that a graph need not repeat it
         with torch._C._ExcludeDispatchKeyGuard(_PYTHON):
             return func(*args, **kwargs)
     plain_args, plain = pytree.tree_map(_plain, args), pytree.tree_map(_plain, kwargs)
@@ -150,8 +151,15 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     kernel: Callable[..., Any] = KERNELS.get(name, KERNELS.get(f"{name}.{func._overloadname}", func))
     draws = torch.Tag.nondeterministic_seeded in func.tags and plain.get("generator") is None
     with _own_draws() if draws else nullcontext():
-        out = kernel(*plain_args, **plain)
+        out = _run(func, kernel, plain_args, plain)
     return _wrapped(func, args, kwargs, out)
+
+
+def _run(func: Any, kernel: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run a kernel on plain tensors, and record it while a graph is captured."""
+    if not graphs.capturing:
+        return kernel(*args, **kwargs)
+    return graphs.capturing[0].record(func, kernel, args, kwargs, lambda: kernel(*args, **kwargs))
 
 
 @contextmanager
@@ -164,6 +172,9 @@ def _own_draws() -> Iterator[None]:
     finally:
         _own[0] = torch.get_rng_state()
         torch.set_rng_state(host)
+
+
+graphs.Graph.drawing, graphs.Graph.random = staticmethod(_own_draws), _own
 
 
 def _plain(x: Any) -> Any:
@@ -192,13 +203,13 @@ def _move(func: Any, name: str, args: Any, kwargs: dict[str, Any], wanted: str |
         crosses = isinstance(target, Simulated) != isinstance(source, Simulated)
         if crosses and not ((rest and rest[0]) or kwargs.get("non_blocking")):
             LOG.wait("read by the host" if isinstance(source, Simulated) else "copy that blocks", name)
-        _plain(target).copy_(_plain(source))
+        _run(func, func, (_plain(target), _plain(source)), {})
         return target
     x, on = args[0], isinstance(args[0], Simulated)
     options = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
     if wanted == "meta":
         return func(_plain(x), **options, device="meta")
-    made = func(_plain(x), **options)
+    made = _run(func, func, (_plain(x),), options)
     if wanted in (None, NAME) if on else wanted == NAME:
         if not on and not kwargs.get("non_blocking"):
             LOG.wait("copy that blocks", f"{name} {tuple(x.shape)}")
@@ -234,6 +245,11 @@ class _Mode(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class _Stream:
+    def wait_stream(self, other: _Stream) -> None:
+        """There is one stream alone."""
+
+
 class _Module(backend_registration._DummyBackendModule):
     """``torch.simulated``."""
 
@@ -260,6 +276,17 @@ class _Module(backend_registration._DummyBackendModule):
 
     def synchronize(self, *_: Any) -> None:
         LOG.wait("synchronize", "")
+
+    CUDAGraph, graph = graphs.Graph, staticmethod(graphs.capture)
+
+    def Stream(self, *_: Any) -> _Stream:
+        return _Stream()
+
+    def current_stream(self) -> _Stream:
+        return _Stream()
+
+    def stream(self, _: Any) -> Any:
+        return nullcontext()
 
     def is_bf16_supported(self) -> bool:
         return True
