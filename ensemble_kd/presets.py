@@ -1,15 +1,23 @@
-"""Settings by name besides the defaults: the paper's, as far as it prints them, and strong KD for what overfits.
+"""Settings by data or by name besides the defaults: an encoder's width and dropout, the paper's settings, strong KD.
 
+``EnsembleKD(recipe(data, SASRec).encoder_fn, n=3)`` looks at the data.
 ``EnsembleKD(encoder_fn, n=3, **presets.paper(item_attributes))`` and ``fit(model, data, **presets.PAPER_FIT)``, or
-``**presets.strong_kd(item_attributes)`` and ``**presets.STRONG_KD_FIT``.
+``**presets.strong_kd(item_attributes)`` and ``**presets.STRONG_KD_FIT``, go by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from ensemble_kd.data import SequenceData
+from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.ensemble import Attributes
+from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.internal import shown
 from ensemble_kd.losses import AP, CCL, ICL, KD
 from ensemble_kd.objectives import MaskedItem
 from ensemble_kd.training import Cosine, Ramp, StepDecay
@@ -73,3 +81,82 @@ def strong_kd(item_attributes: Attributes | None = None) -> dict[str, Any]:
         "losses": transfer if item_attributes is None else 0.2 * AP() + transfer,
         "item_attributes": item_attributes,
     }
+
+
+_DENSE = 100  # training interactions an item from which on an encoder can afford little dropout and needs a long memory
+_LENGTHS = (50, 100, 200)  # inputs of an encoder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An encoder's settings for some data; a setting is the same for all data of such numbers."""
+
+    encoder: Callable[..., nn.Module]
+    settings: Mapping[str, Any]  # arguments of the encoder
+    reasons: Mapping[str, str]  # of those that follow from the data
+
+    def encoder_fn(self) -> nn.Module:
+        """Return a new encoder: the factory that ``EnsembleKD`` takes."""
+        return self.encoder(**self.settings)
+
+    def __str__(self) -> str:
+        lines = [f"{name} = {value!r}" for name, value in self.settings.items()]
+        return "\n".join(
+            f"{line}  # {self.reasons[name]}" if name in self.reasons else line
+            for name, line in zip(self.settings, lines, strict=True)
+        )
+
+
+def recipe(data: SequenceData, encoder: type[SASRec | GRU4Rec | Caser | BERT4Rec]) -> Recipe:
+    """Return an encoder's settings for data, by how often an item occurs and how long histories are.
+
+    They are those that were best on validation of Beauty (13 training interactions an item) and ML-1M (290), see
+    benchmarks/paper/REPORT.md and benchmarks/paper/recipes.py. Rate, batch and epochs are left to ``fit``, whose
+    defaults look at the data, too. Caser and BERT4Rec were not tuned on dense data.
+
+    Args:
+        data: the sequences; their training part alone is looked at.
+        encoder: ``SASRec``, ``GRU4Rec``, ``Caser`` or ``BERT4Rec``.
+
+    Raises:
+        EnsembleKDError: another encoder.
+
+    Examples:
+        >>> from ensemble_kd.data import synthetic
+        >>> found = recipe(synthetic(num_users=300, num_items=200), SASRec)
+        >>> found.settings["d_model"], found.settings["dropout"], found.settings["max_len"]
+        (128, 0.3, 50)
+        >>> found.reasons["max_len"]
+        '95 of 100 histories have at most 29 items'
+    """
+    known = {SASRec, GRU4Rec, Caser, BERT4Rec}
+    if encoder not in known:
+        names = ", ".join(sorted(each.__name__ for each in known))
+        raise EnsembleKDError("recipe", f"one of {names}", shown(encoder), "Set the encoder's arguments yourself.")
+    if not isinstance(data, SequenceData):
+        raise EnsembleKDError("recipe", "data, a SequenceData", shown(data), "Pass SequenceData.from_sequences(...).")
+    items, offsets = data.history("train")
+    per_item = len(items) / data.num_items
+    usual = int(offsets.diff().double().quantile(0.95).ceil())
+    dense = per_item >= _DENSE
+    settings: dict[str, Any] = {
+        "num_items": data.num_items,
+        "d_model": 64 if dense else 128,
+        "dropout": 0.2 if dense else 0.3,
+        "max_len": next((length for length in _LENGTHS if usual <= length), _LENGTHS[-1]),
+    }
+    if encoder is SASRec:
+        settings |= {"d_ff": 4 * settings["d_model"], **_SASREC_BLOCK}
+    often = f"an item has {per_item:.0f} training interactions, {'' if dense else 'not '}{_DENSE} or more"
+    length = f"95 of 100 histories have at most {usual} items"
+    return Recipe(encoder, settings, {"d_model": often, "dropout": often, "max_len": length})
+
+
+# Positions by distance, in the block of RecBole's SASRec.
+_SASREC_BLOCK: Mapping[str, Any] = {
+    "num_heads": 2,
+    "positions": "relative",
+    "activation": "gelu",
+    "norm_first": False,
+    "scale_embedding": False,
+}

@@ -17,8 +17,8 @@ SURFACE = {
         AP CCL EnsembleKD EnsembleKDError fit ICL KD MaskedItem NextItem Recommendations Step
     """,
     "data": """
-        AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences read_amazon
-        read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary
+        AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences MappedWindows
+        read_amazon read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary
         write_sequences
     """,
     "distillation": """
@@ -68,7 +68,7 @@ SURFACE = {
         calibration curves members minutes overlap Picture recommendations
     """,
     "presets": """
-        paper PAPER_FIT strong_kd STRONG_KD_FIT WARM_FIT
+        paper PAPER_FIT Recipe recipe strong_kd STRONG_KD_FIT WARM_FIT
     """,
     "recommending": """
         NamedRecommendations recommend recommend_all recommend_for

@@ -24,7 +24,7 @@ from ensemble_kd import (
 from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.losses import Loss
-from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay, WarmupStableDecay
 
 Scale = Literal["smoke", "cpu", "paper"]
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
@@ -47,9 +47,10 @@ class Run:
     epochs: int = 9
     d_model: int = 64
     num_layers: int = 2  # of Transformers
+    block: str = "paper"  # SASRec's; "relative" is ``RELATIVE``
     dropout: float = 0.5
     window: int = 50  # items that the encoder reads
-    window_step: int = 50
+    window_step: int | None = 50
     views: int = 1
     mask_ratio: float = 0.0
     newest: float | None = None  # of masked-item prediction
@@ -98,7 +99,9 @@ class Run:
 
     def encoder_fn(self, data: SequenceData) -> Callable[[], nn.Module]:
         """What makes a member."""
-        layers = {"num_layers": self.num_layers} if self.encoder in ("SASRec", "BERT4Rec") else {}
+        layers: dict[str, Any] = {"num_layers": self.num_layers} if self.encoder in ("SASRec", "BERT4Rec") else {}
+        if self.block == "relative":
+            layers |= {**RELATIVE, "d_ff": 4 * self.d_model}
         return lambda: ENCODERS[self.encoder](
             data.num_items,
             d_model=self.d_model,
@@ -126,7 +129,7 @@ class Run:
 
     def schedules(self) -> dict[str, Schedule]:
         """The schedules of ``fit``."""
-        rates: dict[str, Schedule] = {"cosine": Cosine(warmup=0.5), "step": StepDecay()}
+        rates: dict[str, Schedule] = {"cosine": Cosine(warmup=0.5), "step": StepDecay(), "settle": WarmupStableDecay()}
         return {"schedule": rates[self.schedule], "transfer": Ramp(self.transfer_from, self.transfer_full)}
 
 
@@ -139,6 +142,14 @@ def load(dataset: str, folder: Path | None) -> SequenceData:
     return read_text(folder / f"{dataset}.txt", folder / f"{dataset}_item2attributes.json")
 
 
+# Positions by distance in the block of RecBole's SASRec: LayerNorm after each residual and after the embedding.
+RELATIVE: dict[str, Any] = {
+    "positions": "relative",
+    "num_heads": 2,
+    "activation": "gelu",
+    "norm_first": False,
+    "scale_embedding": False,
+}
 INDEPENDENT: dict[str, Any] = {"icl": 0.0, "ccl": 0.0, "kd": 0.0}
 # What the authors' code sets, where the paper gives ranges alone.
 AUTHORS: dict[str, Any] = {"icl": 0.01, "ccl": 0.01, "kd": 0.001, "temperature": 0.3, "kd_temperature": 0.3}

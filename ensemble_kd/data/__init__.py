@@ -5,7 +5,7 @@ from ensemble_kd.data.batches import BatchPlan
 from ensemble_kd.data.blocks import BlockPlan
 from ensemble_kd.data.columns import Table
 from ensemble_kd.data.holdout import AtTime, Cuts, Holdout
-from ensemble_kd.data.mapped import AnySequences, MappedSequences
+from ensemble_kd.data.mapped import AnySequences, MappedSequences, MappedWindows
 from ensemble_kd.data.ragged import left_padded
 from ensemble_kd.data.readers.amazon import read_amazon
 from ensemble_kd.data.readers.movielens import read_movielens
@@ -26,6 +26,7 @@ __all__ = [
     "Holdout",
     "ItemAttributes",
     "MappedSequences",
+    "MappedWindows",
     "SequenceData",
     "Split",
     "Table",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -15,9 +15,9 @@ from torch import Tensor
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.holdout import NAMES, Named, held
 from ensemble_kd.data.opening import open_sequences
-from ensemble_kd.data.ragged import window_spans
+from ensemble_kd.data.ragged import drawn_spans, window_spans
 from ensemble_kd.data.sequences import SequenceData
-from ensemble_kd.data.splits import Split
+from ensemble_kd.data.splits import Split, window_arguments
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import (
     choice,
@@ -106,11 +106,12 @@ class MappedSequences:
             offsets = self.offsets_of(block)
             yield SequenceData(self.items_of(block), offsets - offsets[0], self.num_items, holdout=self.holdout)
 
-    def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> MappedWindows:
-        """Return the windows of ``SequenceData.train_windows``, which stay on disk."""
-        sizes = {"max_len": max_len, "step": step, "min_len": min_len}
-        max_len, step, min_len = (whole("train_windows", name, size, least=1) for name, size in sizes.items())
-        return MappedWindows(self, max_len, step, min_len)
+    def train_windows(
+        self, max_len: int, step: int | None = 1, min_len: int = 1, seed: Sequence[int] = (0,)
+    ) -> MappedWindows:
+        """Return the windows of ``SequenceData.train_windows``, which stay on disk; each block draws its own places."""
+        max_len, step, min_len, seeds = window_arguments("train_windows", max_len, step, min_len, seed)
+        return MappedWindows(self, max_len, step, min_len, tuple(seeds))
 
     def __repr__(self) -> str:
         attributes = 0 if self.item_attributes is None else self.item_attributes.num_attributes
@@ -130,21 +131,27 @@ class MappedWindows:
     Args:
         data: the sequences.
         max_len: l, the length of a window.
-        step: the distance between a user's windows.
+        step: the distance between a user's windows; None: they are cut at random places.
         min_len: users whose training part is shorter have no window.
+        seed: of those places.
     """
 
     data: MappedSequences
     max_len: int
-    step: int
+    step: int | None
     min_len: int
+    seed: tuple[int, ...] = (0,)
 
     def spans(self, block: int) -> tuple[Tensor, Tensor]:
         """Return the place among a block's items where each of its windows ends, and its length: (w,), (w,)."""
         offsets = self.data.offsets_of(block)
         totals = offsets.diff() - held(self.data.holdout)  # without the targets of validation and test
         kept = totals >= self.min_len
-        return window_spans((offsets[:-1] - offsets[0])[kept], totals[kept], self.max_len, self.step)
+        starts, totals = (offsets[:-1] - offsets[0])[kept], totals[kept]
+        if self.step is not None:
+            return window_spans(starts, totals, self.max_len, self.step)
+        rng = np.random.default_rng([*self.seed, block])
+        return drawn_spans(starts, totals, self.max_len, self.min_len - 1, rng)
 
     @cached_property
     def counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:

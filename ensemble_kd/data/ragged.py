@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,3 +122,36 @@ def window_spans(starts: Tensor, totals: Tensor, width: int, step: int) -> tuple
     first = (spare[row] - back * step).clamp(min=0)
     lengths = totals.clamp(max=width)[row]
     return starts[row] + first + lengths, lengths
+
+
+def drawn_spans(
+    starts: Tensor, totals: Tensor, width: int, shared: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the ends and lengths, (w,) and (w,), of windows that cut each row at places drawn at random.
+
+    Neighbours share ``shared`` entries, so that every later entry follows another one in exactly one window. A row of
+    at most ``width`` entries is one window; of a longer one, all windows but the first and the last are full.
+
+    Args:
+        starts: (rows,) int64, the place of each row's first entry.
+        totals: (rows,) int64, the number of its entries.
+        width: the longest window.
+        shared: entries that neighbours share, fewer than ``width``. A row of no more entries has no window.
+        rng: the source of the places.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> drawn_spans(torch.tensor([0, 3]), torch.tensor([3, 7]), 4, 1, rng)
+        (tensor([ 3,  5,  8, 10]), tensor([3, 2, 4, 3]))
+    """
+    kept = totals > shared
+    starts, units, stride = starts[kept], totals[kept] - shared, width - shared
+    border = torch.from_numpy(rng.integers(stride, size=len(starts)))
+    border = torch.where(units > stride, border, units)  # the end of a row's first window
+    border = torch.where(border == 0, stride, border)
+    counts = -(-(units - border) // stride) + 1
+    row = torch.repeat_interleave(torch.arange(counts.numel()), counts)
+    number = torch.arange(row.numel()) - (counts.cumsum(0) - counts)[row]  # 0 for the oldest window of its row
+    end = torch.minimum(border[row] + number * stride, units[row])
+    begin = torch.where(number == 0, 0, border[row] + (number - 1) * stride)
+    return starts[row] + end + shared, end - begin + shared

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ensemble_kd.data.holdout import Cuts, Holdout, cuts_of
-from ensemble_kd.data.ragged import keep_first, left_padded, sliding_windows
+from ensemble_kd.data.ragged import drawn_spans, keep_first, left_padded, sliding_windows
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, whole
+from ensemble_kd.internal import choice, shown, whole
 
 Split: TypeAlias = Literal["train", "valid", "test", "all"]
 
@@ -127,17 +129,21 @@ class Splits:
         choice("SequenceData", "split", split, get_args(Split))
         return self.offsets.diff() if split == "all" else getattr(self.cuts, split)
 
-    def train_windows(self, max_len: int, step: int = 1, min_len: int = 1) -> Tensor:
-        """Return sliding windows over the training part of each user, user after user, oldest window first.
+    def train_windows(self, max_len: int, step: int | None = 1, min_len: int = 1, seed: Sequence[int] = (0,)) -> Tensor:
+        """Return windows over the training part of each user, user after user, oldest window first.
 
         A part of at most ``max_len`` items is one window. A longer part has the window that ends at its newest item,
         those that start ``step``, 2 ``step``, … before it, and the one that starts at its oldest item; all are full.
         With step <= max_len, every item is in a window.
 
+        With step None, a longer part is cut at places drawn at random. Neighbours share ``min_len`` - 1 items, so that
+        an epoch of windows predicts every item once, and in other epochs, of other seeds, from another context.
+
         Args:
             max_len: l, the length of a window (the authors: 15 on Beauty, 20 on Toys, 40 on ML-1M).
-            step: the distance between windows (the authors: 1, 1, 10).
+            step: the distance between windows (the authors: 1, 1, 10); None: as far apart as they are long.
             min_len: users whose training part is shorter than this have no window.
+            seed: of the places, where step is None; such as the run's seed and the epoch's number.
 
         Returns:
             (w, l) int64, left-padded with 0.
@@ -147,12 +153,14 @@ class Splits:
 
         Examples:
             >>> from ensemble_kd.data import SequenceData
-            >>> SequenceData.from_sequences([[1, 2, 3, 4, 5], [5, 6, 7]]).train_windows(2).tolist()
+            >>> data = SequenceData.from_sequences([[1, 2, 3, 4, 5], [5, 6, 7]])
+            >>> data.train_windows(2).tolist()
             [[1, 2], [2, 3], [0, 5]]
+            >>> data.train_windows(2, step=None).tolist()  # a place is drawn for the first user
+            [[0, 1], [2, 3], [0, 5]]
         """
         where = "SequenceData.train_windows"
-        max_len, step = whole(where, "max_len", max_len, least=1), whole(where, "step", step, least=1)
-        min_len = whole(where, "min_len", min_len, least=1)
+        max_len, step, min_len, seed = window_arguments(where, max_len, step, min_len, seed)
         items, offsets = self.history("train")
         lengths = offsets.diff()
         long_enough = lengths >= min_len
@@ -161,7 +169,10 @@ class Splits:
             raise EnsembleKDError(where, f"a user with {min_len} training items", got, "Lower min_len.")
         items = items[torch.repeat_interleave(long_enough, lengths)]
         offsets = torch.nn.functional.pad(lengths[long_enough].cumsum(0), (1, 0))
-        return sliding_windows(items, offsets, max_len, step)
+        if step is not None:
+            return sliding_windows(items, offsets, max_len, step)
+        rng = np.random.default_rng(seed)
+        return left_padded(items, *drawn_spans(offsets[:-1], offsets.diff(), max_len, min_len - 1, rng), max_len)
 
     def popularity(self) -> Tensor:
         """Count each item in the training part; as scores, the counts are the popularity baseline.
@@ -175,3 +186,21 @@ class Splits:
             [0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]
         """
         return torch.bincount(self.history("train")[0], minlength=self.num_items + 1).float()
+
+
+def window_arguments(
+    where: str, max_len: object, step: object, min_len: object, seed: object
+) -> tuple[int, int | None, int, list[int]]:
+    """Check the arguments of ``train_windows``.
+
+    Raises:
+        EnsembleKDError: one of them cannot be used.
+    """
+    longest, least = whole(where, "max_len", max_len, least=1), whole(where, "min_len", min_len, least=1)
+    if step is None and least > longest:
+        fix = "Windows that share min_len - 1 items have to be longer than that."
+        raise EnsembleKDError(where, f"min_len <= max_len = {longest}", least, fix)
+    if not isinstance(seed, Sequence) or isinstance(seed, str) or not seed:
+        raise EnsembleKDError(where, "seed, a sequence of whole numbers", shown(seed), "Pass (seed, epoch).")
+    seeds = [whole(where, "seed", number, least=0) for number in seed]
+    return longest, None if step is None else whole(where, "step", step, least=1), least, seeds

@@ -34,7 +34,7 @@ class CausalBlock(nn.Module):
             x = x + dropout(self.attention(self.norm1(x), mask), p)
             return x + dropout(self._pointwise(self.norm2(x), p), p)
         x = self.norm1(x + dropout(self.attention(x, mask), p))
-        return self.norm2(x + dropout(self._pointwise(x, p), p))  # type: ignore[no-any-return]
+        return self.norm2(x + dropout(self._pointwise(x, 0.0), p))  # type: ignore[no-any-return]
 
     def _pointwise(self, x: Tensor, p: float) -> Tensor:
         inner = self.inner(x)
@@ -79,7 +79,8 @@ class SASRec(SequenceEncoder):
             that is added to the attention's scores, so that what is learned at one place of a long sequence holds at
             every other.
         norm_first: x + Dropout(g(LayerNorm(x))) as in Sec. III-C, with a last LayerNorm as in the code; otherwise
-            LayerNorm(x + Dropout(g(x))), and a LayerNorm after the embedding, as in RecBole's SASRec.
+            LayerNorm(x + Dropout(g(x))), a LayerNorm after the embedding, and no dropout within the point-wise net, as
+            in RecBole's SASRec.
         scale_embedding: multiply item embeddings by √d, as in the authors' code.
         init_std: of the normal that weights are drawn from, truncated at two standard deviations.
 

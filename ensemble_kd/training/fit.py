@@ -15,8 +15,8 @@ from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual, Precision, check_
 from ensemble_kd.evaluation import Exclude
 from ensemble_kd.internal import member_seed, seeded
 from ensemble_kd.training.run import Run
-from ensemble_kd.training.schedules import Cosine, Schedule
-from ensemble_kd.training.settings import Callback, Metric, Settings
+from ensemble_kd.training.schedules import Schedule, WarmupStableDecay
+from ensemble_kd.training.settings import Callback, Metric, Settings, at_most
 from ensemble_kd.training.state import EpochEntry
 
 
@@ -34,16 +34,16 @@ def fit(
     model: EnsembleKD,
     data: AnySequences,
     *,
-    epochs: int = 10,
-    batch_size: int = 128,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     lr: float = 2e-3,
     weight_decay: float = 0.0,
-    schedule: Schedule = Cosine(warmup=0.5),
+    schedule: Schedule = WarmupStableDecay(),
     transfer: Schedule | None = None,
     loss: ItemLoss = Mutual(),
     max_grad_norm: float | None = 5.0,
     window: int | None = None,
-    window_step: int = 1,
+    window_step: int | None = None,
     by_length: bool = True,
     precision: Precision = "auto",
     cuda_graphs: bool = False,
@@ -66,9 +66,9 @@ def fit(
 
     With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
-    The default rate and schedule are those of the best runs on Beauty. Epochs and batch size are a middle between those
-    of its encoders, and go together with dropout: SASRec with dropout 0.1 was done after 5 epochs of batches of 64,
-    BERT4Rec on masked items took 12 or more of 256 (benchmarks/paper/recipes.py). The paper's: ``presets.PAPER_FIT``.
+    Nothing has to be known of the data: the rate stays until validation stops improving, then falls from the best
+    epoch's weights, and the batch follows from the histories' lengths. ``presets.recipe`` has an encoder's width and
+    dropout for the data; the paper's settings: ``presets.PAPER_FIT``.
 
     If ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its rows
     of each batch. Gradients are those of one process on the whole batch, except where rows depend on each other
@@ -77,18 +77,21 @@ def fit(
     Args:
         model: on the device where it is to be trained.
         data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
-        epochs: passes over the windows; an upper bound with ``schedule=WarmupStableDecay()``.
-        batch_size: windows per step, of all processes together.
+        epochs: passes over the windows; an upper bound with ``schedule=WarmupStableDecay()``. None: until validation
+            settles, 100 at most. Another schedule, or data that holds nothing out, needs a number.
+        batch_size: windows per step, of all processes together. None: as many as have about 1,600 items, from 8 to 64.
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
-        schedule: share of ``lr`` over the run; the paper's is ``StepDecay()``.
+        schedule: share of ``lr`` over the run. With ``Cosine()`` it falls all the way; the paper's is ``StepDecay()``.
         transfer: share of the weights of all terms but AP over the run, such as ``Ramp(0.25, 0.5)`` or ``Hump()``.
             Terms of weight 0 are not computed. None: all of the weights from the start.
         loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other;
             ``FromTeacher(ensemble)``, from another ensemble; or an ``ItemLoss`` of your own.
         max_grad_norm: clip each member's gradient to this norm; None: do not.
-        window: length of the training windows; None: the longest that the model can train on, at most 50 inputs.
-        window_step: distance between a user's windows.
+        window: length of the training windows; None: the longest that the model can train on, or 200 inputs for an
+            encoder that reads any number.
+        window_step: distance between a user's windows. None: histories longer than a window are cut at places that each
+            epoch draws anew, so that an epoch predicts every item once.
         by_length: encode a batch's rows of similar length together (faster, the same loss), see
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32. "auto": bfloat16 on a
@@ -136,6 +139,7 @@ def fit(
     """
     given = locals()
     check_model_and_data("fit", model, data)
+    given["epochs"] = at_most(epochs, schedule, transfer, data)
     settings = Settings(**{name: value for name, value in given.items() if name not in ("model", "data")})
     # If there are several processes, the rows of a batch are spread over all of them.
     place = model.place if model.place.size > 1 else Place.world()

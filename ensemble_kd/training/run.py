@@ -46,9 +46,9 @@ class Run:
     """One call of ``fit``: its settings, its state, and the steps in between."""
 
     def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place) -> None:
-        self.model, self.settings, self.device = model, settings, model.device
-        self.place = place
         self.windows, self.selection = Windows(model, data, settings, place), Selection(model, data, settings, place)
+        settings = replace(settings, batch_size=self.windows.batch_size)
+        self.model, self.settings, self.device, self.place = model, settings, model.device, place
         model.vocabulary = data.vocabulary if model.vocabulary is None else model.vocabulary
         # Taken before training, which may set losses anew or change what encoders have besides their parameters.
         self.precision = self._choose_precision()

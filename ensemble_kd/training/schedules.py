@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
-from ensemble_kd.internal import number, ratio, whole
+from ensemble_kd.internal import choice, number, ratio, whole
+
+Unit: TypeAlias = Literal["run", "epochs"]
 
 
 class Schedule(Protocol):
@@ -140,28 +142,38 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Ramp:
-    """Rise from 0 at ``start`` to 1 at ``full`` along a straight line; both are shares of the run.
+    """Rise from 0 at ``start`` to 1 at ``full`` along a straight line; both are shares of the run, or epochs.
 
     For ``fit(transfer=...)``. A network that has learned nothing yet has nothing to teach. With strong KD from the
     start, members became more alike and the ensemble worse (benchmarks/paper/REPORT.md, "What was tried"). Terms of
     weight 0 are not computed.
 
+    Args:
+        start: the weights' first moment above 0.
+        full: the moment of their full height.
+        unit: "run", for shares of the run; or "epochs", for a run that ends by itself.
+
     Raises:
-        EnsembleKDError: not 0 <= start <= full <= 1.
+        EnsembleKDError: not 0 <= start <= full, shares of the run above 1, or another unit.
 
     Examples:
         >>> [Ramp(0.25, 0.75)(epoch, 8) for epoch in (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)]
         [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+        >>> [Ramp(2, 4, unit="epochs")(epoch, 100) for epoch in (2.0, 3.0, 4.0)]
+        [0.0, 0.5, 1.0]
     """
 
     start: float
     full: float
+    unit: Unit = "run"
 
     def __post_init__(self) -> None:
-        number("Ramp", "start", self.start, least=0, most=ratio("Ramp", "full", self.full))
+        of_run = choice("Ramp", "unit", self.unit, get_args(Unit)) == "run"
+        number("Ramp", "full", self.full, least=0, most=1 if of_run else math.inf)
+        number("Ramp", "start", self.start, least=0, most=self.full)
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
-        done = epoch / epochs
+        done = epoch / epochs if self.unit == "run" else epoch
         if done >= self.full:
             return 1.0
         return max(0.0, done - self.start) / max(self.full - self.start, 1e-9)

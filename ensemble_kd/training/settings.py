@@ -15,12 +15,13 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude
 from ensemble_kd.internal import choice, file_path, number, whole
 from ensemble_kd.metrics import metric_named
-from ensemble_kd.training.schedules import Schedule
+from ensemble_kd.training.schedules import Ramp, Schedule, WarmupStableDecay
 
 Callback = Callable[[Mapping[str, Any]], None]
 Metric = str | Callable[[EnsembleKD, AnySequences], float]
 SAMPLES = 4  # of a schedule, per epoch
 MOST_EPOCHS = 1_000_000  # a schedule is sampled over all of them
+UNSETTLED = 100  # epochs at most if no number is given
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Settings:
     """
 
     epochs: int
-    batch_size: int
+    batch_size: int | None
     lr: float
     weight_decay: float
     schedule: Schedule
@@ -40,7 +41,7 @@ class Settings:
     loss: ItemLoss
     max_grad_norm: float | None
     window: int | None
-    window_step: int
+    window_step: int | None
     by_length: bool
     precision: Precision
     cuda_graphs: bool
@@ -61,7 +62,7 @@ class Settings:
         self._set("seed", whole("fit", "seed", self.seed, least=0, most=2**63 - 1))
         for name in ("batch_size", "window_step", "log_every", "window", "patience"):
             value = getattr(self, name)
-            if value is not None or name not in ("window", "patience"):
+            if value is not None or name == "log_every":
                 self._set(name, whole("fit", name, value, least=1))
         self._set("lr", number("fit", "lr", self.lr, above=0))
         self._set("weight_decay", number("fit", "weight_decay", self.weight_decay, least=0))
@@ -122,3 +123,23 @@ class Settings:
         except EnsembleKDError:
             got, fix = f"{share!r} at epoch {sample / SAMPLES}", "Correct the schedule."
             raise EnsembleKDError("fit", "a schedule of finite shares >= 0", got, fix) from None
+
+
+def at_most(epochs: int | None, schedule: Schedule, transfer: Schedule | None, data: AnySequences) -> int:
+    """Return the number of epochs of ``fit``, or its bound if none is given.
+
+    Raises:
+        EnsembleKDError: none is given, and nothing would end the run.
+    """
+    if epochs is not None:
+        return epochs
+    if not data.has_targets("valid"):
+        fix = "Pass the number that was best where validation items were held out."
+        raise EnsembleKDError("fit", "epochs, for data without validation items", "None", fix)
+    if callable(schedule) and not isinstance(schedule, WarmupStableDecay):
+        fix = "Pass a number, or leave the schedule out: its default ends by itself."
+        raise EnsembleKDError("fit", f"epochs, over which {type(schedule).__name__} spreads", "None", fix)
+    if isinstance(transfer, Ramp) and transfer.unit == "run":
+        fix = "Pass a number, or Ramp(2, 5, unit='epochs')."
+        raise EnsembleKDError("fit", "epochs, of which transfer takes shares", "None", fix)
+    return UNSETTLED

@@ -56,6 +56,17 @@ def test_what_is_written_is_read(folder: Path) -> None:
     assert max(piece.num_interactions for piece in pieces) < BLOCK + int(DATA.offsets.diff().max())
 
 
+def test_drawn_windows_predict_every_item_once(folder: Path) -> None:
+    """Each block draws for itself, so that the windows are others than those in memory, but of the same items."""
+    data = MappedSequences(folder, block=BLOCK)
+    plans = [BlockPlan(data.train_windows(6, None, 2, (0, epoch)), 16, 0, epoch) for epoch in (0, 0, 1)]
+    rows = [rows_of(list(plan.batches())) for plan in plans]
+    predicted = [sorted(item for row in each for item in row[1:]) for each in rows]
+    wanted = sorted(item for row in sequences_of(DATA) for item in row[1:-2].tolist())
+    assert predicted == [wanted] * 3
+    assert rows[0] == rows[1] != rows[2]
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize(("batch_size", "step", "min_len"), [(16, 1, 2), (5, 3, 1), (3, 2, 4)])
 def test_every_window_is_in_one_batch_of_one_process(

@@ -93,6 +93,37 @@ def test_windows_equal_the_loop(lists: list[list[int]], width: int, step: int) -
         assert got.tolist() == windows_by_loop(lists, width, step, min_len)
 
 
+@quick
+@given(sequences, st.integers(2, 8), st.integers(0, 3), st.integers(0, 99))
+def test_drawn_windows_predict_every_item_once(lists: list[list[int]], width: int, shared: int, seed: int) -> None:
+    """Of a user's windows, what follows the shared items are the user's items from there on, in order."""
+    shared = min(shared, width - 1)
+    lists = [row for row in lists if len(row) - 2 > shared] or [list(range(1, shared + 4))]
+    got = SequenceData.from_sequences(lists, num_items=60).train_windows(width, None, shared + 1, (seed, 3)).tolist()
+    windows = [[item for item in row if item] for row in got]
+    for row, padded in zip(windows, got, strict=True):
+        assert len(row) > shared
+        assert padded == pad(row, width)
+    assert [i for row in windows for i in row[shared:]] == [i for row in lists for i in row[shared:-2]]
+    for row in lists:
+        own, done = [], 0
+        while done < len(row) - 2 - shared:
+            own.append(windows.pop(0))
+            assert own[-1][:shared] == row[done : done + shared]
+            done += len(own[-1]) - shared
+        assert all(len(window) == width for window in own[1:-1])
+        assert len(own) == 1 or len(row) - 2 > width
+
+
+def test_each_epoch_draws_other_places() -> None:
+    data = SequenceData.from_sequences([list(range(1, 40))] * 20)
+    first, again, other = (data.train_windows(6, None, 2, seed) for seed in ((0, 0), (0, 0), (0, 1)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    newest = [int((row != 0).sum()) for row in first if row[-1] == 37]
+    assert len(set(newest)) == 5  # every length that a last window can have: 1 to 5 items that are predicted
+
+
 def test_windows_of_too_short_users_are_an_error() -> None:
     with pytest.raises(EnsembleKDError, match="expected a user with 3 training items, got at most 2"):
         SequenceData.from_sequences([[1, 2, 3, 4]]).train_windows(5, min_len=3)

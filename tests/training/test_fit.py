@@ -23,10 +23,12 @@ from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
 from ensemble_kd.internal import files
+from ensemble_kd.training import Ramp
 from tests.training.runs import (
     DATA,
     STEPS,
     V,
+    assert_same_checkpoint,
     global_random_state,
     sasrec,
     train,
@@ -171,3 +173,46 @@ def test_two_windows_are_enough_and_one_is_not() -> None:
     one = SequenceData.from_sequences([[1, 2, 3, 4]], num_items=9)
     with pytest.raises(EnsembleKDError, match="expected at least 2 training windows, got 1"):
         fit(model, one, epochs=1, progress=False)
+
+
+def test_nothing_but_model_and_data_is_needed() -> None:
+    """The batch follows from the lengths, the end from validation: the rate has fallen by the last step."""
+    rates: list[float] = []
+    model, data = sasrec(losses=0), DATA
+    result = fit(
+        model, data, progress=False, log_every=1, callback=lambda e: rates.append(e["lr"]) if "lr" in e else None
+    )
+    assert len(result.history) < 100
+    assert max(rates) == 2e-3
+    assert rates[-1] < 0.2 * 2e-3
+    assert len(rates) == len(result.history) * -(-len(data.train_windows(9, None, 2)) // 64)
+
+
+def test_a_batch_has_as_many_items_whatever_the_lengths() -> None:
+    model = EnsembleKD(lambda: SASRec(60, d_model=4, num_layers=1, max_len=200), 2, losses=0)
+    long = SequenceData.from_sequences([[1 + i % 60 for i in range(u, u + 203)] for u in range(40)], num_items=60)
+    fit(model, long, epochs=1, progress=False, callback=(seen := []).append)  # type: ignore[var-annotated]
+    assert seen[-1]["step"] == 5  # 201 items a window, so 8 windows a batch
+
+
+def test_what_never_ends_is_refused() -> None:
+    with pytest.raises(EnsembleKDError, match="epochs, over which Cosine spreads, got None"):
+        train(sasrec(), epochs=None)
+    with pytest.raises(EnsembleKDError, match="epochs, of which transfer takes shares, got None"):
+        fit(sasrec(), DATA, transfer=Ramp(0.2, 0.5), progress=False)
+    with pytest.raises(EnsembleKDError, match="epochs, for data without validation items, got None"):
+        fit(sasrec(), DATA.with_holdout("none"), progress=False)
+
+
+def test_drawn_windows_are_others_in_each_epoch_and_the_same_after_a_resume(tmp_path: Path) -> None:
+    def stop(entry: Any) -> None:
+        if entry["kind"] == "step" and entry["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"window_step": None, "window": 5, "epochs": 3, "log_every": 1}
+    whole, killed = sasrec(), sasrec()
+    train(whole, output_dir=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, output_dir=tmp_path / "killed", callback=stop, **options)
+    train(killed, output_dir=tmp_path / "killed", resume=True, **options)
+    assert_same_checkpoint(tmp_path / "whole" / "last.pt", tmp_path / "killed" / "last.pt")

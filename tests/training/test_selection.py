@@ -51,7 +51,7 @@ def test_a_run_is_resumed_under_its_metric_alone(unbroken: Any, tmp_path: Path) 
     with pytest.raises(EnsembleKDError, match=r"metric: 'NDCG@10' then, 'MRR' now"):
         train(sasrec(), output_dir=tmp_path, resume=True, metric="MRR")
     with pytest.raises(EnsembleKDError, match="held out: leave-one-out then, nothing held out now"):
-        fit(sasrec(), DATA.with_holdout("none"), output_dir=tmp_path, resume=True, progress=False)
+        fit(sasrec(), DATA.with_holdout("none"), epochs=3, output_dir=tmp_path, resume=True, progress=False)
     model = sasrec()
     assert_ends_as(unbroken, tmp_path, model, train(model, output_dir=tmp_path, resume=True))
 
@@ -67,7 +67,7 @@ def test_without_held_out_items_the_last_epoch_stays(tmp_path: Path, capsys: Any
     assert fit(again, everything, epochs=2, output_dir=tmp_path, resume=True, progress=False).best_epoch == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     with pytest.raises(EnsembleKDError, match="validation targets for patience, got nothing held out"):
-        fit(sasrec(), everything, patience=2)
+        fit(sasrec(), everything, epochs=2, patience=2)
     chosen = fit(sasrec(), everything, epochs=2, progress=False, metric=lambda *_: 0.5, patience=3)
     assert (chosen.best_epoch, chosen.best) == (0, {"ensemble": {"<lambda>": 0.5}})
 

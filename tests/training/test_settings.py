@@ -58,7 +58,7 @@ from tests.training.runs import DATA, sasrec
 )
 def test_settings_are_checked_before_anything_is_written(changes: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(EnsembleKDError) as caught:
-        fit(sasrec(), DATA, **({"output_dir": tmp_path / "run", "progress": False} | changes))
+        fit(sasrec(), DATA, **({"epochs": 2, "output_dir": tmp_path / "run", "progress": False} | changes))
     assert str(caught.value).startswith(f"fit: expected {message}. ")
     assert not (tmp_path / "run").exists()
 
@@ -67,7 +67,8 @@ def test_every_argument_is_a_setting() -> None:
     """``fit`` builds its settings from its own arguments: names and types stand in both places alike."""
     parameters = list(inspect.signature(fit).parameters.values())
     assert [p.name for p in parameters[:2]] == ["model", "data"]
-    assert {p.name: p.annotation for p in parameters[2:]} == {f.name: f.type for f in fields(Settings)}
+    given = {p.name: p.annotation for p in parameters[2:]}
+    assert given | {"epochs": "int"} == {f.name: f.type for f in fields(Settings)}  # a bound where none is given
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
 
 
