@@ -179,3 +179,27 @@ item_losses(hidden, weight, None, torch.tensor([0, 4, 2]), kd_weight=0.5).total.
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_members_that_do_not_meet_are_walked_as_if_alone(dtype: torch.dtype) -> None:
+    """Bit for bit: without KD each by itself; with KD between equals, one kind after the other, in any order."""
+    inputs = problem(4, 7, 4, 5, dtype=torch.float32)
+    *tensors, targets = inputs
+    for kinds, between, kd_weight in (((0, 1, 2, 3), "all", 0.0), ((0, 1, 0, 2), "same", 0.7)):
+        options: dict[str, Any] = {"product_dtype": dtype, "tile_rows": 3, "kd_weight": kd_weight, "temperature": 0.5}
+        leaves = [x.detach().clone().requires_grad_() for x in tensors]
+        together = item_losses(*leaves, targets, between=between, kinds=kinds, **options)
+        together.total.backward()
+        total, kd = torch.zeros(()), torch.zeros(())
+        for kind in dict.fromkeys(kinds):
+            own = [i for i, other in enumerate(kinds) if other == kind]
+            part = [x.detach()[own].clone().requires_grad_() for x in tensors]
+            alone = item_losses(*part, targets, **options)
+            alone.total.backward()
+            assert torch.equal(alone.cross_entropy, together.cross_entropy[own])
+            for x, y in zip(part, leaves, strict=True):
+                assert torch.equal(x.grad, y.grad[own])  # type: ignore[index, arg-type]
+            total, kd = total + alone.total.detach(), kd + alone.kd
+        torch.testing.assert_close(together.total.detach(), total)
+        torch.testing.assert_close(together.kd, kd)
