@@ -29,8 +29,8 @@ NOT_CALLED = {
 # (tests/export/test_hub.py).
 NOT_CALLED_NAMES = """
     MappedWindows Recipe recipe
-    Aggregate Ambiguity AnySequences AP AtTime autocast Between Calibration Callback Candidates Check
-    check_model_and_data Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded
+    Aggregate Ambiguity AnySequences AP AtTime autocast Between best_device Calibration Callback Candidates
+    Check check_model_and_data Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded
     EnsembleKDError Evaluation Exclude facts FitResult Gate Holdout ItemLosses Loss LossName LossSum main Mutual
     NamedRecommendations Need Objective On paper Part Picture places Pool Precision protocol push_to_hub Quality
     Recommendations Report scale_transfer Schedule self_test selects Split Spread Step strong_kd Table table Term
