@@ -2,8 +2,8 @@
 
 Blocks of ``python`` run one after the other, in one namespace and an empty folder. A block of ``text`` after one is
 what it prints; ``...`` on a line of its own stands for any lines. Code of other libraries, which is not run, is in
-blocks of ``py``. A block of ``py`` with a title is written to the file that it names, and a block of ``bash`` that
-starts with ``torchrun`` is run.
+blocks of ``py``. A block of ``py`` with a title is written to the file that it names, and a block of ``bash`` by which
+``torchrun`` starts this file is run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def snippets(text: str) -> list[Snippet]:
     found: list[Snippet] = []
     for block in BLOCK.finditer(text):
         kind, title, code = block["kind"], block["title"], block["code"]
-        if kind == "python" or (kind == "py" and title) or (kind == "bash" and code.startswith("torchrun ")):
+        starts = kind == "bash" and code.startswith("torchrun ") and code.split()[-1] in {one.title for one in found}
+        if kind == "python" or (kind == "py" and title) or starts:
             found.append(Snippet(code, text.count("\n", 0, block.start()) + 1, kind, title))
         elif kind == "text" and found and found[-1].shown is None:
             found[-1].shown, found[-1].span = code, block.span("code")
