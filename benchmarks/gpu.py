@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks import checks, common, evaluate, limits, loss, members, memory, recipes, step
-from benchmarks.common import Row, Step, interleaved, kept
-from ensemble_kd import fit
-from ensemble_kd.encoders import GRU4Rec
+from benchmarks.common import Row, Step, interleaved, kept, sig
+from ensemble_kd import KD, EnsembleKD, fit
+from ensemble_kd.data import synthetic
+from ensemble_kd.encoders import GRU4Rec, SASRec
 from ensemble_kd.evaluation import evaluate as rank_all
 from ensemble_kd.stacking import StackedModule
 
@@ -51,7 +52,11 @@ class Report:
 
 def questions(quick: bool, device: str) -> list[Row]:
     """What only the device can answer, first: recurrent layers on stacked weights, and rows of odd length."""
-    return [*kept("GRU4Rec, forward and backward", lambda: recurrent(device)), *alignment(quick, device)]
+    return [
+        *kept("GRU4Rec, forward and backward", lambda: recurrent(device)),
+        *alignment(quick, device),
+        *kept("CUDA graphs", lambda: graphs(quick, device)),
+    ]
 
 
 def recurrent(device: str) -> list[Row]:
@@ -84,6 +89,23 @@ def alignment(quick: bool, device: str) -> list[Row]:
         steps[f"d weight, rows of {stride}"] = functools.partial(torch.mm, out.t(), hidden)
     found = interleaved("alignment", steps, rounds=2 if quick else 20, warm_up=3)
     return [{"what": name, "v": v, "d": d, **times.row()} for name, times in found.items()]
+
+
+def graphs(quick: bool, device: str) -> list[Row]:
+    """An epoch with steps as CUDA graphs against one without: the weights at its end, and the seconds of each."""
+    if not hasattr(torch.get_device_module(device), "CUDAGraph"):
+        return []
+    data, d, window = (synthetic(16, 80), 4, 9) if quick else (synthetic(2000, 12101), 64, 17)
+    weights, seconds = [], []
+    for as_graphs in (False, True):
+        encoder_fn = functools.partial(SASRec, data.num_items, d_model=d, max_len=window - 1, num_layers=1, dropout=0.0)
+        model = EnsembleKD(encoder_fn, n=3, losses=KD(temperature=1.0), backend="loop").to(device)
+        options: dict[str, Any] = {"epochs": 1 if quick else 2, "batch_size": 16 if quick else 64, "window": window}
+        done = fit(model, data, cuda_graphs=as_graphs, precision="float32", progress=False, **options)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        seconds.append(done.history[-1]["train_s"])
+    found = checks.row("CUDA graphs, weights after training", checks.relative(weights[1], weights[0].double()), 2e-2)
+    return [{**found, "epoch_s": sig(seconds[1]), "epoch_without_s": sig(seconds[0])}]
 
 
 def steps_by_backend(quick: bool, device: str, compiled: bool) -> list[Row]:

@@ -44,20 +44,21 @@ class StepGraphs:
         step: from a batch (b, l) int64 on the device and the fixed numbers to the terms to report, detached. It updates
             the weights.
         device: where the step runs, of a kind that has graphs.
+        longest: columns of a batch at most, which the encoder can read.
 
     Raises:
         EnsembleKDError: a device without graphs.
 
     Examples:
-        >>> StepGraphs(lambda batch: {}, torch.device("cpu"))
+        >>> StepGraphs(lambda batch: {}, torch.device("cpu"), longest=50)
         Traceback (most recent call last):
             ...
         ensemble_kd.errors.EnsembleKDError: fit: expected a CUDA device for cuda_graphs=True, got cpu. Leave \
 cuda_graphs out, or move the model: model.to("cuda").
     """
 
-    def __init__(self, step: Callable[..., Mapping[str, Tensor]], device: torch.device) -> None:
-        self.step, self.module = step, torch.get_device_module(device.type)
+    def __init__(self, step: Callable[..., Mapping[str, Tensor]], device: torch.device, *, longest: int) -> None:
+        self.step, self.longest, self.module = step, longest, torch.get_device_module(device.type)
         if not hasattr(self.module, "CUDAGraph"):
             fix = 'Leave cuda_graphs out, or move the model: model.to("cuda").'
             raise EnsembleKDError("fit", "a CUDA device for cuda_graphs=True", device.type, fix)
@@ -67,7 +68,8 @@ cuda_graphs out, or move the model: model.to("cuda").
 
     def __call__(self, batch: Tensor, *fixed: Hashable) -> dict[str, Tensor]:
         """Run a step, whose fixed numbers are those of its graph."""
-        batch = F.pad(batch, (-batch.shape[1] % COLUMNS, 0))
+        width = batch.shape[1]
+        batch = F.pad(batch, (min(-width % COLUMNS, self.longest - width), 0))
         kind = self._kind((*batch.shape, *fixed))
         if kind.graph is None and kind.ran < WARM_UP:
             kind.ran += 1

@@ -67,7 +67,7 @@ class Run:
         self.graphs: StepGraphs | None = None
         if settings.cuda_graphs:
             check_graphs(model, settings.loss, place)
-            self.graphs = StepGraphs(self._whole_step, self.device)
+            self.graphs = StepGraphs(self._whole_step, self.device, longest=self.windows.length)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         self.checkpoints = Checkpoints(
             self.folder, model, self.optimizer, self.parameters, fingerprint, settings.shares(), place

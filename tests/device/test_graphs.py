@@ -27,7 +27,7 @@ class Training:
         self.model.to(simulated.NAME)
         self.device = torch.device(simulated.NAME, 0)
         self.optimizer, self.runs = cases.optimizer(self.model), 0
-        self.graphs = StepGraphs(self.step, self.device) if as_graphs else None
+        self.graphs = StepGraphs(self.step, self.device, longest=COLUMNS) if as_graphs else None
         torch.manual_seed(0)
 
     def step(self, batch: Tensor, share: float, *_: object) -> dict[str, Tensor]:
@@ -91,11 +91,13 @@ def test_widths_are_a_few_and_kinds_are_dropped() -> None:
         return {"x": batch.sum() * number}
 
     with simulated.device():
-        steps = StepGraphs(step, torch.device(simulated.NAME, 0))
+        steps = StepGraphs(step, torch.device(simulated.NAME, 0), longest=COLUMNS + 1)
         for width in (3, 5, 8, 7, 2):
             batch = torch.ones(2, width, dtype=torch.int64, device=simulated.NAME)
             assert int(steps(batch, 3)["x"]) == 6 * width
         assert seen == [(2, 8)] * (WARM_UP + 1)
+        steps(torch.ones(2, 9, dtype=torch.int64, device=simulated.NAME), 3)
+        assert seen[-1] == (2, 9)  # the longest that there is
         for number in range(MOST + 2):
             steps(batch, number)
         assert len(steps.kinds) == MOST
@@ -106,7 +108,7 @@ def test_a_step_that_waits_cannot_be_captured() -> None:
         return {"x": batch.sum() if int(batch.sum()) else batch.amax()}
 
     with simulated.device():
-        steps = StepGraphs(step, torch.device(simulated.NAME, 0))
+        steps = StepGraphs(step, torch.device(simulated.NAME, 0), longest=COLUMNS + 1)
         batch = torch.ones(2, 8, dtype=torch.int64, device=simulated.NAME)
         for _ in range(WARM_UP):
             steps(batch)
@@ -139,7 +141,7 @@ def test_fit_with_graphs_trains_as_without() -> None:
         with simulated.device():
             model = cases.build("SASRec", cases.OBJECTIVES["next"], backend="loop").to(simulated.NAME)
             options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "float32", "progress": False}
-            result = fit(model, cases.data(), window=COLUMNS, cuda_graphs=as_graphs, **options)
+            result = fit(model, cases.data(), window=COLUMNS + 1, cuda_graphs=as_graphs, **options)
             results.append(([entry["train"] for entry in result.history], result.best, model.state_dict()))
             results[-1] = (*results[-1][:2], {name: x.cpu() for name, x in results[-1][2].items()})
     for mine, plain in zip(results[1][0], results[0][0], strict=True):

@@ -15,7 +15,7 @@ from tests.test_public import SURFACE
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = 15
+QUESTIONS = 16
 LOADS = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)""")
 
 
