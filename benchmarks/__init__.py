@@ -13,5 +13,6 @@ NAMES: dict[str, str] = {
     "serving": "answering requests: ensemble, one network, FAISS, ONNX Runtime",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
     "stream": "training from 10 million interactions on disk: memory and steps",
+    "precision": "the precision that auto chooses, beside real epochs in both, also with AVX2 alone",
     "grow": "a model grown by new items and trained on the newest data, against training from scratch",
 }
