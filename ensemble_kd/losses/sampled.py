@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import number, tensor
+from ensemble_kd.internal import choice, number, tensor
 from ensemble_kd.losses.items import ItemLosses, item_losses
 from ensemble_kd.losses.pairs import Between, Gate, Spread
 from ensemble_kd.losses.peers import Part
@@ -83,6 +84,7 @@ def sampled_item_losses(
     tensor(where, "weight", weight, "n c d", "floating", sizes)
     tensor(where, "bias", bias, "n c", "floating", sizes)
     tensor(where, "counts", counts)
+    choice(where, "gate", gate, get_args(Gate))
     temperature, kd_weight = number(where, "temperature", temperature, above=0), number(where, "kd_weight", kd_weight)
     if counts.shape != weight.shape[1:2] or counts.is_floating_point() or counts.is_complex():
         expected, got = f"whole counts {tuple(weight.shape[1:2])}", f"{counts.dtype} {tuple(counts.shape)}"

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -521,3 +522,11 @@ def test_a_killed_run_ends_as_one_never_killed(tmp_path: Path) -> None:
     assert any(state["step"].ndim == 2 for state in states[0].values())
     for i, state in states[0].items():
         assert all(torch.equal(value, states[1][i][name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("gate", ["best", None, np.zeros(3)])
+def test_a_gate_is_checked_before_it_is_compared(gate: object) -> None:
+    hidden, weight, bias = torch.zeros(2, 3, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
+    targets, counts = torch.tensor([1, 0, 1]), torch.ones(6).long()
+    with pytest.raises(EnsembleKDError, match="sampled_item_losses: expected gate"):
+        sampled_item_losses(hidden, weight, bias, targets, counts, temperature=0.5, gate=gate)  # type: ignore[arg-type]
