@@ -37,7 +37,9 @@ def main(users: int = 2000, epochs: int = 14, output: str = "runs/bert4rec") -> 
         losses=0.2 * AP() + 0.01 * (ICL(temperature=0.3) + CCL(temperature=0.3)) + 0.001 * KD(temperature=0.3),
         item_attributes=data.item_attributes,
     )
-    result = fit(model, data, epochs=epochs, window=15, output_dir=output, overwrite=True)
+    result = fit(
+        model, data, epochs=epochs, batch_size=128, window=15, window_step=1, output_dir=output, overwrite=True
+    )
 
     history = data.inputs("test", data.max_history)[:1]  # all that user 0 saw, so that none of it is recommended
     seen = history[:, history[0] != 0]

@@ -3,10 +3,10 @@
 Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
                          NDCG@10   HR@10  parameters
-    ensemble of 3         0.1461  0.2540      88,998
-    student               0.1478  0.2540      29,666
-    network alone         0.1337  0.2200      29,666
-    Of the ensemble's gain over a network alone the student keeps: 114%
+    ensemble of 3         0.2797  0.4780      88,998
+    student               0.2784  0.4750      29,666
+    network alone         0.2755  0.4670      29,666
+    Of the ensemble's gain over a network alone the student keeps: 69%
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ensemble_kd.encoders import SASRec
 from ensemble_kd.evaluation import evaluate
 
 
-def main(users: int = 500, epochs: int = 3) -> None:
+def main(users: int = 1000, epochs: int = 12) -> None:
     """Train the ensemble, its student and a network alone; print accuracy and size of each."""
     data = synthetic(users, num_items=200)
     options = {"batch_size": 64, "window": 21}

@@ -27,6 +27,7 @@ from ensemble_kd.data import synthetic
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import Caser, GRU4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
+from ensemble_kd.training import Cosine
 
 ITEMS, WINDOW = 400, 20
 
@@ -49,7 +50,8 @@ def caser() -> nn.Module:
 def main(users: int = 800, epochs: int = 14) -> None:
     """Train the ensemble and its student; print the accuracy of all, and what each step gains."""
     data = synthetic(users, num_items=ITEMS)
-    options = {"batch_size": 64, "window": WINDOW + 1, "lr": 5e-3, "precision": "float32"}
+    plan = {"batch_size": 64, "window": WINDOW + 1, "window_step": 1, "schedule": Cosine(warmup=0.5)}
+    options = {**plan, "lr": 5e-3, "precision": "float32"}
     ensemble = EnsembleKD([sasrec, gru4rec, caser], objective=NextItem(), losses=0)
     fit(ensemble, data, epochs=epochs, **options)
     # Spliced sequences keep the student from overfitting, so it needs less dropout.

@@ -3,10 +3,10 @@
 Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.1250  0.1610  0.0900  0.1015  0.0953
-    member 1       0.1300  0.1690  0.0889  0.1015  0.0928
-    member 2       0.1230  0.1630  0.0885  0.1014  0.0947
-    ensemble       0.1260  0.1710  0.0920  0.1065  0.0994
+    member 0       0.1210  0.1680  0.0895  0.1043  0.0984
+    member 1       0.1270  0.1760  0.0930  0.1087  0.1014
+    member 2       0.1230  0.1770  0.0899  0.1073  0.0991
+    ensemble       0.1290  0.1820  0.0955  0.1128  0.1048
     leave-one-out test, 1000 users, all 600 items ranked, exclude='history'
 
 On a file of yours: ``python examples/train.py --encoder sasrec --data FILE``.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "ensemble_kd").is_dir(), reason="built from a checkout")
+@pytest.mark.skipif(not (ROOT / "ensemble_kd" / "__init__.py").is_file(), reason="built from a checkout")
 def test_the_quick_start_runs_from_the_wheel_in_an_empty_folder(tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

@@ -151,6 +151,19 @@ RELATIVE: dict[str, Any] = {
     "scale_embedding": False,
 }
 INDEPENDENT: dict[str, Any] = {"icl": 0.0, "ccl": 0.0, "kd": 0.0}
+# Dense data: an epoch predicts every item of a long history once, with up to 200 before it, in steps of few windows.
+DENSE: dict[str, Any] = {
+    **INDEPENDENT,
+    "ap": 0.0,
+    "epochs": 12,
+    "dropout": 0.2,
+    "block": "relative",
+    "window": 200,
+    "window_step": None,
+    "batch_size": 14,
+    "schedule": "settle",
+    "precision": "float32",
+}
 # What the authors' code sets, where the paper gives ranges alone.
 AUTHORS: dict[str, Any] = {"icl": 0.01, "ccl": 0.01, "kd": 0.001, "temperature": 0.3, "kd_temperature": 0.3}
 PAPER: dict[str, Any] = {

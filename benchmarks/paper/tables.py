@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.paper import published
-from benchmarks.paper.recipes import INDEPENDENT, Run, Scale, recipe
+from benchmarks.paper.recipes import DENSE, INDEPENDENT, Run, Scale, recipe
 
 TELLING = ("(1)", "(5)", "(6)")  # rows of Table 4 for every dataset
 TRANSFORMERS = ("SASRec", "BERT4Rec")
@@ -191,6 +191,10 @@ class Study:
             rows.append(self.row(f"{e}, KD of 0.3, twice as long", e, 3, seeds=1, **{**STRONG, "kd": 0.3}, **twice))
         return Table("elsewhere", "Strong KD elsewhere", self.dataset, tuple(rows))
 
+    def dense(self) -> Table:
+        rows = [Row("SASRec, 200 items, relative positions, 12 epochs", (plain(Run(self.dataset, "SASRec", **DENSE)),))]
+        return Table("dense", "A long context, small steps: three independent networks", self.dataset, tuple(rows))
+
     def switches(self) -> Table:
         changes: dict[str, dict[str, Any]] = {
             "bfloat16": {},
@@ -203,7 +207,7 @@ class Study:
     def tables(self) -> list[Table]:
         short = [self.table_4(), self.table_1()]
         if self.scale == "cpu" and self.dataset != "Beauty":
-            return [*short, self.elsewhere()]
+            return [*short, self.elsewhere(), *([self.dense()] if self.dataset == "ML-1M" else [])]
         beyond = [self.attempts(), self.controls(), self.switches()]
         if self.scale == "cpu":
             beyond[1:1] = [self.best(), self.elsewhere()]
@@ -232,7 +236,7 @@ def study(scale: Scale, datasets: Sequence[str], only: Sequence[str] = ()) -> li
 # before the others' first seed. BERT4Rec takes many times as long as the rest.
 ORDER = (
     *("table4", "table1", "", "figure4", "attempts", "best", "elsewhere", "table3", "controls"),
-    *("switches", "figure3", "table5"),
+    *("switches", "figure3", "table5", "dense"),
 )
 
 
