@@ -124,11 +124,12 @@ def say(text: str) -> None:
 def gflop(step: Step) -> float:
     """Billions of operations in the products of a step, which runs eagerly: the counter is no place to compile."""
 
-    def products(_: Shape, a: Shape, b: Shape, **__: object) -> int:
+    def products(_: Shape, a: Shape, b: Shape, *__: object, **___: object) -> int:
         return 2 * a[0] * a[1] * b[1]
 
-    # The products added in place, which the counter passes over.
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: products})
+    # The counter passes over products added in place, and fails at those with a type of their own for the sum.
+    mapping = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.addmm), products)
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with torch.compiler.set_stance("force_eager"), counter:
         step()
     return float(counter.get_total_flops()) / 1e9
