@@ -4,7 +4,11 @@ Without arguments it makes up a log of purchases. On your own, with columns user
 
     python examples/from_a_dataframe.py --table interactions.parquet --library polars
 
-The last lines are the recommendations of the first user, today and after tomorrow's items came.
+Its last lines are the recommendations of the first user, today and after tomorrow's items came::
+
+    2 items more. For user-0, then and now:
+    sku-642, sku-356, sku-173, sku-110, sku-134
+    sku-326, sku-625, sku-356, sku-472, sku-529
 """
 
 from __future__ import annotations

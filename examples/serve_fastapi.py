@@ -1,9 +1,9 @@
 """Serve recommendations over HTTP: a saved model, raw ids in, raw ids out, many callers at once.
 
-Needs ``pip install 'ensemble_kd[serve]'``. Without arguments it trains a small model first, then serves it:
+Needs ``pip install 'ensemble_kd[serve]'``. Without arguments it trains a small model first. Ask it, and it answers::
 
-    python serve_fastapi.py --port 8000
-    curl -X POST localhost:8000/recommend -H 'content-type: application/json' -d '{"history": ["item 3", "item 7"]}'
+    curl localhost:8000/recommend -H 'content-type: application/json' -d '{"history": ["item 3", "item 7"], "k": 3}'
+    {"items":["item 381","item 549","item 10"],"scores":[2.0392017364501953,1.905738353729248,1.586312174797058]}
 
 FastAPI runs ``recommend`` in its pool of threads; a model needs no lock for it. One torch thread per request is best.
 """
