@@ -139,7 +139,7 @@ def at_most(epochs: int | None, schedule: Schedule, transfer: Schedule | None, d
     if callable(schedule) and not isinstance(schedule, WarmupStableDecay):
         fix = "Pass a number, or leave the schedule out: its default ends by itself."
         raise EnsembleKDError("fit", f"epochs, over which {type(schedule).__name__} spreads", "None", fix)
-    if isinstance(transfer, Ramp) and transfer.unit == "run":
-        fix = "Pass a number, or Ramp(2, 5, unit='epochs')."
+    if callable(transfer) and not (isinstance(transfer, Ramp) and transfer.unit == "epochs"):
+        fix = "Pass a number, or transfer=Ramp(2, 5, unit='epochs')."
         raise EnsembleKDError("fit", "epochs, of which transfer takes shares", "None", fix)
     return UNSETTLED

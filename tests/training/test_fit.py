@@ -23,7 +23,7 @@ from ensemble_kd.data import BatchPlan, SequenceData
 from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity
 from ensemble_kd.internal import files
-from ensemble_kd.training import Ramp
+from ensemble_kd.training import Hump, Ramp
 from tests.training.runs import (
     DATA,
     STEPS,
@@ -198,8 +198,9 @@ def test_a_batch_has_as_many_items_whatever_the_lengths() -> None:
 def test_what_never_ends_is_refused() -> None:
     with pytest.raises(EnsembleKDError, match="epochs, over which Cosine spreads, got None"):
         train(sasrec(), epochs=None)
-    with pytest.raises(EnsembleKDError, match="epochs, of which transfer takes shares, got None"):
-        fit(sasrec(), DATA, transfer=Ramp(0.2, 0.5), progress=False)
+    for transfer in (Ramp(0.2, 0.5), Hump(), lambda epoch, epochs: epoch / epochs):
+        with pytest.raises(EnsembleKDError, match="epochs, of which transfer takes shares, got None"):
+            fit(sasrec(), DATA, transfer=transfer, progress=False)
     with pytest.raises(EnsembleKDError, match="epochs, for data without validation items, got None"):
         fit(sasrec(), DATA.with_holdout("none"), progress=False)
 
