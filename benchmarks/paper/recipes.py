@@ -24,6 +24,7 @@ from ensemble_kd import (
 from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.losses import Loss
+from ensemble_kd.presets import RELATIVE_BLOCK
 from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay, WarmupStableDecay
 
 Scale = Literal["smoke", "cpu", "paper"]
@@ -47,7 +48,7 @@ class Run:
     epochs: int = 9
     d_model: int = 64
     num_layers: int = 2  # of Transformers
-    block: str = "paper"  # SASRec's; "relative" is ``RELATIVE``
+    block: str = "paper"  # SASRec's; "relative" is ``RELATIVE_BLOCK``
     dropout: float = 0.5
     window: int = 50  # items that the encoder reads
     window_step: int | None = 50
@@ -101,7 +102,7 @@ class Run:
         """What makes a member."""
         layers: dict[str, Any] = {"num_layers": self.num_layers} if self.encoder in ("SASRec", "BERT4Rec") else {}
         if self.block == "relative":
-            layers |= {**RELATIVE, "d_ff": 4 * self.d_model}
+            layers |= {**RELATIVE_BLOCK, "d_ff": 4 * self.d_model}
         return lambda: ENCODERS[self.encoder](
             data.num_items,
             d_model=self.d_model,
@@ -142,14 +143,6 @@ def load(dataset: str, folder: Path | None) -> SequenceData:
     return read_text(folder / f"{dataset}.txt", folder / f"{dataset}_item2attributes.json")
 
 
-# Positions by distance in the block of RecBole's SASRec: LayerNorm after each residual and after the embedding.
-RELATIVE: dict[str, Any] = {
-    "positions": "relative",
-    "num_heads": 2,
-    "activation": "gelu",
-    "norm_first": False,
-    "scale_embedding": False,
-}
 INDEPENDENT: dict[str, Any] = {"icl": 0.0, "ccl": 0.0, "kd": 0.0}
 # Dense data: an epoch predicts every item of a long history once, with up to 200 before it, in steps of few windows.
 DENSE: dict[str, Any] = {

@@ -33,7 +33,7 @@ from ensemble_kd.ensemble import Mutual
 from ensemble_kd.evaluation import calibrate, calibration_error, evaluate, evaluate_popularity
 from ensemble_kd.export import save
 from ensemble_kd.objectives import splice
-from ensemble_kd.presets import paper, strong_kd
+from ensemble_kd.presets import paper, recipe, strong_kd
 from ensemble_kd.stacking import StackedModule
 from ensemble_kd.testing import check_encoder
 from ensemble_kd.training import Cosine, Hump, Ramp, RowAdamW, StepDecay, WarmupStableDecay
@@ -268,6 +268,7 @@ def _training(model: EnsembleKD, data: SequenceData, folder: Path) -> list[Any]:
         ("Cosine", Cosine, {"warmup": 0.0, "floor": 0.1}, {"floor": "share"}),
         ("Ramp", Ramp, {"start": 0.0, "full": 0.5, "unit": "run"}, {"start": "share", "full": "share", "unit": "choice"}),
         ("Hump", Hump, {"start": 0.0, "full": 0.2, "end": 0.9, "floor": 1e-5}, {"start": "share", "full": "share", "end": "share", "floor": "positive"}),
+        ("recipe", recipe, {"data": data, "encoder": SASRec}, {"data": "thing", "encoder": "thing"}),
         ("RowAdamW", RowAdamW, {"params": [torch.nn.Parameter(torch.zeros(1, 2))], "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1},
          {"params": "thing", "lr": "positive", "betas": "thing", "eps": "positive", "weight_decay": "positive"}),
         ("synthetic", synthetic, {"num_users": 9, "num_items": 90, "seed": 0, "num_clusters": 3, "min_len": 5, "max_len": 9},
