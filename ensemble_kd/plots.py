@@ -17,7 +17,7 @@ from torch import Tensor
 from ensemble_kd.data import SequenceData
 from ensemble_kd.ensemble import EnsembleKD, check_model_and_data
 from ensemble_kd.errors import EnsembleKDError, import_extra
-from ensemble_kd.evaluation import Evaluation, calibration_error
+from ensemble_kd.evaluation import Evaluation, calibration_error, held_out_states
 from ensemble_kd.internal import choice, instance, shown, whole
 from ensemble_kd.training import FitResult
 
@@ -213,11 +213,8 @@ def calibration(
     model.place.require_whole("calibration")
     users, bins = whole("calibration", "users", users, least=1), whole("calibration", "bins", bins, least=1)
     choice("calibration", "split", split, ("valid", "test"))
-    longest = data.max_history if model.max_len is None else max(1, model.max_len - model.objective.query_columns)
-    ids, targets = data.inputs(split, longest), data.target(split)
-    chosen = torch.linspace(0, len(ids) - 1, min(users, len(ids))).round().long()
     picture, axes = _axes("calibration", width=5.0, height=4.5)
-    points = _confidence(model, ids[chosen], targets[chosen])
+    points = _confidence(model, *held_out_states(model, data, split, users))
     most = max(float(confidence.max()) for confidence, _ in points.values())
     axes.plot([0, most], [0, most], "--", color="gray", linewidth=1)
     for scorer, (confidence, right) in points.items():
@@ -231,18 +228,16 @@ def calibration(
 
 
 @torch.no_grad()
-def _confidence(model: EnsembleKD, ids: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _confidence(model: EnsembleKD, states: Tensor, classes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the probability (b,) of each scorer's first choice, and 1 where it is the target, by scorer."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    was_training = model.training
-    model.eval()
-    for part, target in zip(ids.split(256), targets.split(256), strict=True):
-        part = part.to(model.device)
-        logits = {f"member {i}": one for i, one in enumerate(model.member_scores(part))}
-        for scorer, each in {**logits, "ensemble": model(part)}.items():
-            best = each[:, 1:].float().softmax(dim=1).max(dim=1)
-            found.setdefault(scorer, []).append((best.values.cpu(), (best.indices.cpu() + 1 == target).double()))
-    model.train(was_training)
+    weight, bias = model.classifier_weights()
+    for part, wanted in zip(states.split(256, dim=1), classes.split(256), strict=True):
+        members = torch.baddbmm(bias[:, None], part, weight.mT)
+        mean = (model.factors.to(members.dtype)[:, None, None] * members).mean(dim=0)
+        for scorer, each in {**{f"member {i}": one for i, one in enumerate(members)}, "ensemble": mean}.items():
+            best = each.float().softmax(dim=1).max(dim=1)
+            found.setdefault(scorer, []).append((best.values.cpu(), (best.indices == wanted).cpu().double()))
     return {
         scorer: (torch.cat([confidence for confidence, _ in parts]), torch.cat([right for _, right in parts]))
         for scorer, parts in found.items()

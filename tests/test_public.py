@@ -41,8 +41,8 @@ SURFACE = {
         EnsembleKDError first_line import_extra
     """,
     "evaluation": """
-        calibrate Calibration calibration_error evaluate evaluate_popularity Evaluation Exclude LONGEST protocol Quality
-        table TILE_BYTES
+        calibrate Calibration calibration_error evaluate evaluate_popularity Evaluation Exclude held_out_states LONGEST
+        protocol Quality table TILE_BYTES
     """,
     "export": """
         Card from_pretrained load push_to_hub save save_pretrained Scorer to_onnx to_program
@@ -68,7 +68,7 @@ SURFACE = {
         calibration curves members minutes overlap Picture recommendations
     """,
     "presets": """
-        paper PAPER_FIT Recipe recipe strong_kd STRONG_KD_FIT WARM_FIT
+        paper PAPER_FIT Recipe recipe RELATIVE_BLOCK strong_kd STRONG_KD_FIT WARM_FIT
     """,
     "recommending": """
         NamedRecommendations recommend recommend_all recommend_for

@@ -1,6 +1,12 @@
 """How good a model is: ranks of held-out items, and weights and temperatures of members that fit them."""
 
-from ensemble_kd.evaluation.calibration import Calibration, Quality, calibrate, calibration_error
+from ensemble_kd.evaluation.calibration import (
+    Calibration,
+    Quality,
+    calibrate,
+    calibration_error,
+    held_out_states,
+)
 from ensemble_kd.evaluation.ranking import (
     LONGEST,
     TILE_BYTES,
@@ -23,6 +29,7 @@ __all__ = [
     "calibration_error",
     "evaluate",
     "evaluate_popularity",
+    "held_out_states",
     "protocol",
     "table",
 ]

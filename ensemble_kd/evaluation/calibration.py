@@ -128,16 +128,36 @@ def _shares(factors: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 _Function = Callable[[Tensor], tuple[float, Tensor, Tensor]]  # factors -> value, gradient, Hessian
 
 
+def held_out_states(
+    model: EnsembleKD, data: SequenceData, split: Literal["valid", "test"], users: int
+) -> tuple[Tensor, Tensor]:
+    """Return the members' states (n, r, d) before held-out targets of so many users, and the targets' classes (r,).
+
+    The users are spread evenly over all that have a target.
+
+    Examples:
+        >>> from ensemble_kd.data import synthetic
+        >>> from ensemble_kd.encoders import SASRec
+        >>> data = synthetic(num_users=20, num_items=100)
+        >>> model = EnsembleKD(lambda: SASRec(100, d_model=4, max_len=10), n=2)
+        >>> states, classes = held_out_states(model, data, "test", 5)
+        >>> states.shape, classes.shape
+        (torch.Size([2, 5, 4]), torch.Size([5]))
+    """
+    room = LONGEST if model.max_len is None else max(1, model.max_len - model.objective.query_columns)
+    inputs, target = data.inputs(split, min(room, data.max_history)), data.target(split)
+    chosen = torch.linspace(0, len(inputs) - 1, min(users, len(inputs))).round().long()
+    device = model.device
+    with torch.no_grad():
+        parts = [model.query_states(ids.to(device), training=False) for ids in inputs[chosen].split(256)]
+    return torch.cat(parts, dim=1), target[chosen].to(device) - 1
+
+
 class _Problem:
     """The log loss of held-out targets as a function of the members' factors."""
 
     def __init__(self, model: EnsembleKD, data: SequenceData, split: Literal["valid", "test"], users: int) -> None:
-        room = LONGEST if model.max_len is None else max(1, model.max_len - model.objective.query_columns)
-        inputs, target = data.inputs(split, min(room, data.max_history)), data.target(split)
-        chosen = torch.linspace(0, len(inputs) - 1, min(users, len(inputs))).round().long()
-        device = model.device
-        parts = [model.query_states(ids.to(device), training=False) for ids in inputs[chosen].split(256)]
-        self.states, self.classes = torch.cat(parts, dim=1), target[chosen].to(device) - 1
+        self.states, self.classes = held_out_states(model, data, split, users)
         self.weight, self.bias = model.classifier_weights()
 
     def logits(self) -> Iterator[tuple[Tensor, Tensor]]:
