@@ -119,12 +119,12 @@ def to_onnx(model: EnsembleKD, path: str | PathLike[str], *, k: int | None = Non
         raise EnsembleKDError("to_onnx", "torch 2.7 or newer", torch.__version__, fix)
     outputs = ["scores"] if k is None else ["scores", "items"]
     file = file_path("to_onnx", "path", path)
+    make_folder("to_onnx", file.parent)  # before the export, which takes seconds
     exported = to_program(model, k=k)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, of its own parts; what it cannot do it raises
         program = torch.onnx.export(exported, input_names=["item_ids"], output_names=outputs, dynamo=True)
     assert program is not None
-    make_folder("to_onnx", file.parent)
     with replacing(file) as opened:
         opened.write(program.model_proto.SerializeToString())
     return file
