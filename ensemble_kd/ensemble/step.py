@@ -65,22 +65,21 @@ def training_step(
     losses = scale_transfer(model.losses, share) if isinstance(model.losses, Loss) and share != 1 else model.losses
     generator = same_draws(generator, place, item_ids.device)
     named = terms_by_name(losses)
+    kd = named.get("kd")
+    spliced = kd is not None and isinstance(kd[1], KD) and kd[1].on == "spliced"
     run = partial(
         _losses_of_batch,
         model,
+        named={name: term for name, term in named.items() if not (spliced and name == "kd")},
         generator=generator,
         by_length=by_length,
         place=place,
         item_loss=item_loss,
     )
-    kd = named.get("kd")
-    if kd is not None and isinstance(kd[1], KD) and kd[1].on == "spliced":
-        own: Terms = {name: term for name, term in named.items() if name != "kd"}
-        real = run(item_ids, named=own, with_targets=True, lengths=lengths)
-        made = run(splice(item_ids, generator=generator), named={"kd": kd}, with_targets=False, lengths=None)
-        return Step(real.total + made.total, {**real.terms, "kd": made.terms["kd"]})
-    run = partial(run, named=named)
     real = run(item_ids, with_targets=True, lengths=lengths)
+    if spliced:
+        made = run(splice(item_ids, generator=generator), named={"kd": named["kd"]}, with_targets=False, lengths=None)
+        real = Step(real.total + made.total, {**real.terms, "kd": made.terms["kd"]})
     more = item_loss.further(item_ids, generator=generator)
     if more is None:
         return real

@@ -217,11 +217,7 @@ class Run:
     def _whole_step(self, batch: Tensor, share: float, _: object) -> dict[str, Tensor]:
         """Run a step of which a graph can be captured: in shapes that follow from the batch's alone."""
         loss = self._loss(batch, share, None, by_length=False)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        if self.settings.max_grad_norm is not None:
-            clip_members_(self.parameters, self.settings.max_grad_norm, self.rows)
-        self.optimizer.step()
+        self._update(loss.total)
         return loss.terms
 
     def _one_step(self, batch: Tensor, share: float, lengths: list[int] | None) -> None:
@@ -229,8 +225,11 @@ class Run:
         self.progress.recent.add(loss.terms)
         if self.device.type == "cpu":  # elsewhere asking would make the device wait; there it is asked when logging
             check_terms(loss.terms, f"step {self.progress.step + 1}")
+        self._update(loss.total)
+
+    def _update(self, total: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        total.backward()
         self.loss.finish()
         if self.settings.max_grad_norm is not None:
             norms = clip_members_(self.parameters, self.settings.max_grad_norm, self.rows)
