@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,8 @@ from tests.spec.test_identities import (
     gradients,
     leaves_no_trace,
 )
-from tests.spec.test_mutants import BRIEF, HUNT, fused
+from tests.spec.test_mutants import fused
+from tests.spec.zoo import checked_by, played
 
 ALONE = {"p": predictions()}
 FUSED: dict[str, Any] = {"case": classified(), "tau": temperatures, "weight": st.sampled_from([-1.0, -0.5, 0.7, 3.0])}
@@ -174,27 +175,7 @@ KINDS = [
     (PART, in_tiles, ["at the temperature of KD", "no weight below 0", "counts only with KD", "no bias"]),
     (JOINT, in_tiles, ["no weight below 0", "valid ignored"]),
 ]
-NAMES = [identity.check.__name__ for identity, *_ in KINDS]
-
-
-@pytest.mark.parametrize("identity", [identity for identity, *_ in KINDS], ids=NAMES)
-def test_ambiguity(identity: Identity) -> None:
-    identity.hold(identity.of)
-
-
-@pytest.mark.parametrize(("identity", "family"), [kind[:2] for kind in KINDS], ids=NAMES)
-def test_ambiguity_without_a_fault_passes(identity: Identity, family: Callable[..., Any]) -> None:
-    identity.hold(family, BRIEF)
-
-
-@pytest.mark.parametrize(
-    ("identity", "family", "fault"),
-    [(identity, family, fault) for identity, family, faults in KINDS for fault in faults],
-    ids=[f"{fault} killed-by {identity.check.__name__}" for identity, _, faults in KINDS for fault in faults],
-)
-def test_ambiguity_mutant(identity: Identity, family: Callable[..., Any], fault: str) -> None:
-    with pytest.raises(AssertionError):
-        identity.hold(partial(family, fault=fault), HUNT)
+test_ambiguity, test_ambiguity_without_a_fault_passes, test_ambiguity_mutant = checked_by(KINDS)
 
 
 @settings(max_examples=20)
@@ -203,10 +184,6 @@ def test_ambiguity_in_tiles_of_any_size(case: Classified) -> None:
     options: dict[str, Any] = {"ambiguity_weight": -0.5, "kd_weight": 0.3, "temperature": 0.5}
     whole, by_rows = (fused_total(eager, case, tile_rows=rows, **options) for rows in (None, 1))
     agree(by_rows, whole, *differentiable(case))
-
-
-def add_next(received: Iterator[Tensor], x: Tensor) -> Tensor:
-    return x.add_(next(received))
 
 
 @pytest.mark.parametrize("members", [1, 2])
@@ -222,20 +199,15 @@ def test_ambiguity_over_processes(members: int, kd_weight: float) -> None:
     joined.total.backward()
     parts = [slice(members), slice(members, None)]
     found = []
+
+    def over(hidden: Tensor, weight: Tensor, spread: Spread) -> ItemLosses:
+        return item_losses(hidden, weight, None, targets, spread=spread, **options)
+
     for mine, theirs in (parts, parts[::-1]):
-        sent: list[Tensor] = []
-
-        def note(x: Tensor, sent: list[Tensor] = sent) -> Tensor:
-            sent.append(x.clone())
-            return x
-
-        # What the other process adds to each sum.
-        item_losses(
-            hidden[theirs].requires_grad_(), weight[theirs], None, targets, spread=Spread(2 * members, note), **options
-        )
-        spread = Spread(2 * members, partial(add_next, iter(sent)))
+        there = hidden[theirs].clone().requires_grad_()
+        spread = played(2 * members, partial(over, there, weight[theirs]))
         own = hidden[mine].clone().requires_grad_()
-        losses = item_losses(own, weight[mine], None, targets, spread=spread, **options)
+        losses = over(own, weight[mine], spread)
         losses.total.backward()
         assert leaf.grad is not None
         close(own.grad, leaf.grad[mine])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.spec import reference
 from tests.spec.strategies import Classified, classified
 from tests.spec.test_identities import Identity, agree, close, differentiable, eager, fused_total
 from tests.spec.test_mutants import HUNT
+from tests.spec.zoo import played
 
 BETWEEN = ("all", "same", "other")
 
@@ -121,10 +122,6 @@ def test_mixed_kd_of_same_and_other_is_that_of_all(case: Classified, kinds: list
     agree(both, fused_total(losses, case, kd_weight=2.0, temperature=tau), *differentiable(case))
 
 
-def add_next(received: Iterator[Tensor], x: Tensor) -> Tensor:
-    return x + next(received)
-
-
 @settings(max_examples=20)
 @given(**INPUTS)
 def test_mixed_kd_over_processes(case: Classified, kinds: list[int], tau: float) -> None:
@@ -133,26 +130,18 @@ def test_mixed_kd_over_processes(case: Classified, kinds: list[int], tau: float)
     other = torch.Generator().manual_seed(0)
     hidden = torch.randn(case.hidden.shape, generator=other, dtype=torch.float64)
     weight = torch.randn(case.weight.shape, generator=other, dtype=torch.float64)
-    sent: list[Tensor] = []
 
-    def spread(hidden: Tensor, weight: Tensor, bias: Tensor | None, sum_: Callable[[Tensor], Tensor]) -> ItemLosses:
+    def over(hidden: Tensor, weight: Tensor, bias: Tensor | None, spread: Spread) -> ItemLosses:
         return item_losses(
             hidden, weight, bias, case.targets, valid=case.valid, kd_weight=1.0, temperature=tau, between=between,
-            kinds=kinds, spread=Spread(2 * n, sum_),
+            kinds=kinds, spread=spread,
         )  # fmt: skip
-
-    def note(x: Tensor) -> Tensor:
-        sent.append(x.clone())
-        return x
 
     for between in BETWEEN:
         parts = []
         for mine, theirs in ((0, 1), (1, 0)):
             both = [(case.hidden, case.weight, case.bias), (hidden, weight, case.bias)]
-            sent.clear()
-            spread(*both[theirs], note)  # what the other process adds to each sum
-            received = iter(sent.copy())
-            parts.append(spread(*both[mine], partial(add_next, received)).kd)
+            parts.append(over(*both[mine], played(2 * n, partial(over, *both[theirs]))).kd)
         joined = item_losses(
             torch.cat([case.hidden, hidden]), torch.cat([case.weight, weight]),
             None if case.bias is None else torch.cat([case.bias, case.bias]), case.targets, valid=case.valid,

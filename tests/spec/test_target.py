@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from tests.spec.test_identities import (
     gradients,
     leaves_no_trace,
 )
-from tests.spec.test_mutants import BRIEF, HUNT
+from tests.spec.zoo import checked_by, played
 
 TAUS = st.sampled_from([0.5, 1.0, 2.0])
 ALONE: dict[str, Any] = {"p": predictions(n=st.integers(1, 4)), "tau": TAUS}
@@ -228,27 +228,7 @@ KINDS: list[tuple[Identity, Callable[..., Any], list[str]]] = [
         ],
     ),
 ]
-NAMES = [identity.check.__name__ for identity, *_ in KINDS]
-
-
-@pytest.mark.parametrize("identity", [identity for identity, *_ in KINDS], ids=NAMES)
-def test_target(identity: Identity) -> None:
-    identity.hold(identity.of)
-
-
-@pytest.mark.parametrize(("identity", "family"), [kind[:2] for kind in KINDS], ids=NAMES)
-def test_target_without_a_fault_passes(identity: Identity, family: Callable[..., Any]) -> None:
-    identity.hold(family, BRIEF)
-
-
-@pytest.mark.parametrize(
-    ("identity", "family", "fault"),
-    [(identity, family, fault) for identity, family, faults in KINDS for fault in faults],
-    ids=[f"{fault} killed-by {identity.check.__name__}" for identity, _, faults in KINDS for fault in faults],
-)
-def test_target_mutant(identity: Identity, family: Callable[..., Any], fault: str) -> None:
-    with pytest.raises(AssertionError):
-        identity.hold(partial(family, fault=fault), HUNT)
+test_target, test_target_without_a_fault_passes, test_target_mutant = checked_by(KINDS)
 
 
 def problem(n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -270,10 +250,6 @@ def test_gate_leaves_the_best_member_alone() -> None:
             assert learns.tolist() == (known[:, t] < known[:, t].max()).tolist()
 
 
-def add_next(received: Iterator[Tensor], x: Tensor) -> Tensor:
-    return x.add_(next(received))
-
-
 def test_target_over_processes() -> None:
     """Two processes, of which one is played by what it would send. A gate needs the members in one."""
     hidden, weight, bias, targets = problem(4)
@@ -284,17 +260,11 @@ def test_target_over_processes() -> None:
         joined.total.backward()
         kd = []
         for mine, theirs in ((slice(2), slice(2, None)), (slice(2, None), slice(2))):
-            sent: list[Tensor] = []
-
-            def note(x: Tensor, sent: list[Tensor] = sent) -> Tensor:
-                sent.append(x.clone())
-                return x
-
-            other = hidden[theirs].clone().requires_grad_()
-            item_losses(other, weight[theirs], bias[theirs], targets, spread=Spread(4, note), **options)
+            there = hidden[theirs].clone().requires_grad_()
+            run = partial(item_losses, targets=targets, **options)
+            spread = played(4, partial(run, there, weight[theirs], bias[theirs]))
             own = hidden[mine].clone().requires_grad_()
-            spread = Spread(4, partial(add_next, iter(sent)))
-            losses = item_losses(own, weight[mine], bias[mine], targets, spread=spread, **options)
+            losses = run(own, weight[mine], bias[mine], spread=spread)
             losses.total.backward()
             assert leaf.grad is not None
             close(own.grad, leaf.grad[mine])
