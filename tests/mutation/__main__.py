@@ -40,7 +40,7 @@ TESTS = {
     "functional.py": ["tests/test_functional.py", "tests/spec/test_identities.py", "tests/losses"],
     "metrics.py": ["tests/test_metrics.py", "tests/test_evaluation.py"],
     "serving.py": ["tests/test_serving.py", "tests/ensemble"],
-    "losses/*.py": ["tests/losses", "tests/spec/test_identities.py"],
+    "losses/*.py": ["tests/losses", "tests/spec"],
     "objectives/*.py": ["tests/objectives", "tests/losses/test_sampled.py", "tests/spec/test_identities.py"],
     "stacking/*.py": ["tests/stacking", "tests/ensemble"],
     "training/*.py": ["tests/training"],
@@ -50,7 +50,7 @@ TESTS = {
     "export/weights.py": ["tests/export/test_weights.py"],
     "evaluation/ranking.py": ["tests/test_evaluation.py", "tests/training"],
 }
-ELSEWHERE = {"row_kernel.py"}  # runs on CUDA alone; tests/device has it
+ELSEWHERE = {"row_kernel.py", "graphs.py"}  # run on CUDA alone; tests/device has them
 OPTIONS = ["-x", "-qq", "-s", "-m", "not slow", "-p", "no:cacheprovider"]
 
 

