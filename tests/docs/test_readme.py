@@ -46,3 +46,11 @@ def test_an_output_agrees_or_not() -> None:
     assert not agrees("member 0  0.25", "ensemble  0.25")
     assert not agrees("a\nb", "b")
     assert not agrees("", "b")
+
+
+def test_the_front_page_has_the_same_figures() -> None:
+    """The table of the README, row by row."""
+    rows = [line for line in TEXT.splitlines() if line.startswith("| ") and "| ." in line.replace("**", "")]
+    front = (README.parent / "docs" / "index.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 5
+    assert [row for row in rows if row not in front] == []
