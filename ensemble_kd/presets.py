@@ -1,8 +1,8 @@
 """Settings by data or by name besides the defaults: an encoder's width and dropout, the paper's settings, strong KD.
 
 ``EnsembleKD(recipe(data, SASRec).encoder_fn, n=3)`` looks at the data.
-``EnsembleKD(encoder_fn, n=3, **presets.paper(item_attributes))`` and ``fit(model, data, **presets.PAPER_FIT)`` go by name,
-as do ``**presets.strong_kd(item_attributes)`` and ``fit(model, data, epochs=10, **presets.STRONG_KD_FIT)``.
+``EnsembleKD(encoder_fn, n=3, **presets.paper(item_attributes))`` and ``fit(model, data, **presets.PAPER_FIT)`` go by
+name, as do ``**presets.strong_kd(item_attributes)`` and ``fit(model, data, epochs=10, **presets.STRONG_KD_FIT)``.
 """
 
 from __future__ import annotations

@@ -132,3 +132,9 @@ def test_disagreement_is_that_of_sets(n: int, b: int, k: int, seed: int) -> None
         sets = [set(lists[i, user].tolist()) for i in range(n)]
         shares = [len(one & other) / len(one | other) for one, other in combinations(sets, 2)]
         assert got == pytest.approx(1 - sum(shares) / len(shares) if shares else 0, abs=1e-6)
+
+
+def test_disagreement_about_one_user_needs_no_axis_of_users() -> None:
+    assert disagreement(torch.tensor([[1, 2], [2, 3]])).item() == pytest.approx(2 / 3)
+    with pytest.raises(EnsembleKDError, match=r"disagreement: expected lists \(n, ..., k\), got \(2,\)"):
+        disagreement(torch.tensor([1, 2]))

@@ -246,6 +246,8 @@ def test_scores_that_are_not_finite_are_refused(aggregate: Any, value: float) ->
         model.encoder.get_parameter("norm.weight")[0] = value
     with pytest.raises(EnsembleKDError, match=r"query_vectors: expected finite scores, got .* in 3 of 3 rows"):
         model.query_vectors(IDS)
+    with pytest.raises(EnsembleKDError, match="in 1 of 2 rows"):
+        served._finite("here", torch.tensor([[1.0, 2.0], [3.0, value]]))
 
 
 def test_some_sequences_are_encoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ LIMIT_S = 600  # of the processor, for the tests without a change; with one they
 HANGS_S = 1800  # of the clock, for tests that wait for nothing
 # files (of the package) -> the tests that can notice a change of them
 TESTS = {
-    "functional.py": ["tests/test_functional.py", "tests/spec/test_identities.py", "tests/losses"],
+    "functional.py": ["tests/test_functional.py", "tests/spec", "tests/losses"],
     "metrics.py": ["tests/test_metrics.py", "tests/test_evaluation.py"],
     "serving.py": ["tests/test_serving.py", "tests/ensemble"],
     "losses/*.py": ["tests/losses", "tests/spec"],

@@ -63,4 +63,18 @@ EQUIVALENT: dict[str, str] = {
     "mininterval=1.0) -> self._bar = tqdm(total=total, initial=done, desc=text, leave=False, mininterval=3.0)": (
         "how often the bar is drawn"
     ),
+    "stacking/trial.py _deviation: least = max(1e-06, _LEAST * max(sizes, default=0.0) if len(sizes) > 1 else 0.0) -> "
+    "least = max(1e-06, _LEAST * max(sizes, default=0.0) if len(sizes) >= 1 else 0.0)": (
+        "a single tensor is larger than a share of itself"
+    ),
+    "stacking/tree.py stack_into: buffers = [dict(m.named_buffers(remove_duplicate=False)) for m in members] -> "
+    "buffers = [dict(m.named_buffers(remove_duplicate=True)) for m in members]": (
+        "a buffer is looked up under its first name alone, which both lists have"
+    ),
+    "stacking/mixed.py MixedModule.describe: for group, own in zip(self.groups, self._numbers, strict=True): -> "
+    "for group, own in zip(self.groups, self._numbers, strict=False):": "both lists have an entry per group",
+    "objectives/positions.py newest_columns: return ids if max_len is None or ids.shape[1] <= max_len else "
+    "ids[:, -max_len:] -> return ids if max_len is None or ids.shape[1] < max_len else ids[:, -max_len:]": (
+        "the newest max_len columns of as many are all of them"
+    ),
 }

@@ -454,6 +454,12 @@ def alternating(change: Callable[[Embed], object]) -> Callable[[], nn.Module]:
     return factory
 
 
+def test_two_factories_may_not_return_one_module() -> None:
+    one = Embed()
+    with pytest.raises(EnsembleKDError, match="a new module for each member, got the same module twice"):
+        build_members([lambda: one, lambda: one], seed=0)
+
+
 EQUAL = " All members must have the same architecture; only their seeds differ."
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no module": (
