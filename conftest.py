@@ -1,4 +1,4 @@
-"""What every doctest may use without an import, and the profiles of Hypothesis."""
+"""Names for every doctest, the profiles of Hypothesis, and threads where tests run side by side."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores out among pytest-xdist's workers and what they start: threads beyond the cores only wait."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
