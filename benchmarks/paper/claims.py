@@ -90,6 +90,7 @@ def claims(tables: Sequence[Table]) -> list[Claim]:
             "three, independent",
             "one, three times as long",
         ),
+        Claim("Training in float32 beats training in bfloat16", "switches", "float32", "bfloat16"),
     ]
     return [c for c in made if (c.table, c.better) in labels and (c.table, c.worse) in labels]
 
