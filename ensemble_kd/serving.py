@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, shown, tensor, whole
+from ensemble_kd.internal import aside, choice, shown, tensor, whole
 from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a call besides its input and output
 _ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
+ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
 ENCODER_BYTES = 4 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 
 
@@ -309,7 +311,9 @@ def _times(tensor: Tensor) -> int:
 def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | None) -> Tensor:
     """(n, r, c); -inf where a candidate is padding."""
     if candidates is None:
-        return torch.baddbmm(bias[:, None], states, weight.mT)
+        is_long = weight.numel() >= ASIDE and not torch.compiler.is_compiling()
+        with aside() if is_long else nullcontext():
+            return torch.baddbmm(bias[:, None], states, weight.mT)
     rows = (candidates - 1).clamp(min=0)
     if candidates.ndim == 1:
         return torch.baddbmm(bias[:, None, rows], states, weight[:, rows].mT)

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,85 @@ def test_small_requests_take_turns_and_large_ones_do_not(monkeypatch: pytest.Mon
         assert (max(most) > 1) is together
 
 
+@pytest.mark.parametrize("ask", ["recommend", "uncertainty"])
+def test_the_next_request_is_encoded_beside_the_product_with_all_items(
+    monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    model, ids = EnsembleKD(lambda: SASRec(V, d_model=4, max_len=5), 2), torch.tensor([[1, 2]])
+    asked = partial(getattr(model, ask), k=2)
+    alone, product, newest = asked(ids), torch.baddbmm, model._newest
+    in_product, encoded, waited = threading.Event(), threading.Event(), []
+
+    def slow(*args: Any) -> torch.Tensor:
+        in_product.set()
+        waited.append(encoded.wait(20))
+        return product(*args)
+
+    def second(*args: Any, **options: Any) -> torch.Tensor:
+        if in_product.is_set():
+            encoded.set()
+        return newest(*args, **options)
+
+    monkeypatch.setattr(served, "ASIDE", 0)
+    monkeypatch.setattr(torch, "baddbmm", slow)
+    monkeypatch.setattr(model, "_newest", second)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(asked(ids))) for _ in range(2)]
+    threads[0].start()
+    assert in_product.wait(20)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert waited == [True, True]
+    for each in found:
+        assert all(torch.equal(*pair) for pair in zip(each, alone, strict=True))
+
+
+def test_a_small_product_is_not_worth_two_changes_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, product, has_turn = EnsembleKD(lambda: SASRec(V, d_model=4, max_len=5), 2), torch.baddbmm, []
+
+    def watched(*args: Any) -> torch.Tensor:
+        has_turn.append(turns._turn.locked())
+        return product(*args)
+
+    monkeypatch.setattr(torch, "baddbmm", watched)
+    for least in (2 * V * 4 + 1, 2 * V * 4):
+        monkeypatch.setattr(served, "ASIDE", least)
+        model.recommend(torch.tensor([[1, 2]]), 2)
+    assert has_turn == [True, False]
+    assert not turns._turn.locked()
+
+
+def test_who_stepped_aside_has_the_turn_again_also_after_an_error() -> None:
+    class Model:
+        @turns.in_turn
+        def outer(self, item_ids: list[int]) -> list[bool]:
+            seen = self.inner(item_ids)
+            with pytest.raises(ValueError, match="within"), turns.aside():
+                raise ValueError("within")
+            return [*seen, turns._turn.locked()]
+
+        @turns.in_turn
+        def inner(self, item_ids: list[int]) -> list[bool]:
+            before = turns._turn.locked()
+            with turns.aside(), turns.aside():
+                meanwhile = turns._turn.locked()
+            return [before, meanwhile, turns._turn.locked()]
+
+        @turns.in_turn
+        def failing(self, item_ids: list[int]) -> None:
+            raise ValueError("raised")
+
+    model = Model()
+    assert model.outer([1]) == [True, False, True, True]
+    assert not turns._turn.locked()
+    with pytest.raises(ValueError, match="raised"):
+        model.failing([1])
+    assert not turns._turn.locked()
+    with turns.aside():  # in no turn there is nothing to let go of
+        assert not turns._turn.locked()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_fork_in_the_middle_of_a_request_is_not_stuck() -> None:
@@ -378,7 +458,7 @@ torch.set_num_threads(1)
 model, ids = EnsembleKD(lambda: SASRec(5, d_model=4, max_len=4), 2), torch.tensor([[1, 2]])
 taken, over = threading.Event(), threading.Event()
 def hold():
-    with turns._turn:
+    with turns.taken():
         taken.set()
         over.wait()
 threading.Thread(target=hold).start()

@@ -44,13 +44,14 @@ from ensemble_kd.internal.torch_private import (
     view_as_int16,
     without_fast_path,
 )
-from ensemble_kd.internal.turns import in_turn
+from ensemble_kd.internal.turns import aside, in_turn
 
 __all__ = [
     "accelerator_devices",
     "add_in_float32_",
     "adds_in_float32",
     "append",
+    "aside",
     "choice",
     "dropout_rate",
     "existing_file",
