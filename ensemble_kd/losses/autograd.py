@@ -22,6 +22,7 @@ def tiled_losses(
     targets: Tensor,
     *,
     teachers: Networks | None = None,
+    further: Tensor | None = None,
     valid: Tensor | None,
     product_dtype: torch.dtype | None,
     tile_rows: int | None,
@@ -38,6 +39,7 @@ def tiled_losses(
         learners: the n networks that learn.
         targets: (t,) int64 class indices in [0, v).
         teachers: networks that do not learn, with states at the same targets and the same items.
+        further: (v,) what a formula takes besides biases, as their last row; or None.
         valid: (t,) bool, False where a target counts nowhere, or None.
         product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of the states.
         tile_rows: target rows per tile. None: as many as the cache takes.
@@ -54,7 +56,7 @@ def tiled_losses(
     with_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in learners)
     plan = Plan(where, formula, weights, with_grad, product_dtype, tile_rows, compiled)
     with torch.autocast(device, enabled=False):  # the products' precision is fixed by now
-        return _Tiled.apply(*learners, plan, targets, valid, *(teachers or ()))  # type: ignore[no-any-return, no-untyped-call]
+        return _Tiled.apply(*learners, plan, targets, valid, further, *(teachers or ()))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def check_networks(where: str, networks: Networks, classes: str = "v") -> None:
@@ -107,15 +109,16 @@ class _Tiled(torch.autograd.Function):
         plan: Plan,
         targets: Tensor,
         valid: Tensor | None,
+        further: Tensor | None,
         *teachers: Any,
     ) -> tuple[Tensor, ...]:
         """Walk over the tiles."""
         needs = ctx.needs_input_grad[:3] if plan.with_grad else (False, False, False)
         ctx.plan, learners = plan, Networks(hidden, weight, bias)
-        total, means, grads = walk(plan, learners, _networks(teachers), targets, valid, needs)
+        total, means, grads = walk(plan, learners, _networks(teachers), targets, valid, further, needs)
         ctx.mark_non_differentiable(*means)
         if plan.with_grad:
-            ctx.save_for_backward(hidden, weight, bias, targets, valid, *teachers)
+            ctx.save_for_backward(hidden, weight, bias, targets, valid, further, *teachers)
             ctx.grads = grads
         return total, *means
 
@@ -123,17 +126,17 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Scale the gradients in place and hand them over. A second backward pass walks again."""
         refuse_create_graph(ctx.plan.where)
-        hidden, weight, bias, targets, valid, *teachers = ctx.saved_tensors
+        hidden, weight, bias, targets, valid, further, *teachers = ctx.saved_tensors
         grads, ctx.grads = ctx.grads, None
         if grads is None:  # only with retain_graph=True: the first backward gave its gradients away
             with torch.autocast(hidden.device.type, enabled=False):
                 learners, needs = Networks(hidden, weight, bias), ctx.needs_input_grad[:3]
-                grads = walk(ctx.plan, learners, _networks(teachers), targets, valid, needs)[-1]
+                grads = walk(ctx.plan, learners, _networks(teachers), targets, valid, further, needs)[-1]
         if upstream.device.type != "cpu" or upstream != 1:  # elsewhere the comparison would wait for the device
             for grad in grads:
                 if grad is not None:
                     grad.mul_(upstream)
-        return *grads, None, None, None, *[None] * len(teachers)
+        return *grads, None, None, None, None, *[None] * len(teachers)
 
 
 def _networks(factors: Sequence[Any]) -> Networks | None:

@@ -55,8 +55,8 @@ class Formula(Hashable, Protocol):
 
         Args:
             logits: (networks, rows, v) in the precision of the products, without bias.
-            bias: (networks, v), or None.
-            picked: (networks, rows) the targets' logits, bias included.
+            bias: (networks, v), or None; for a formula with a further row (networks + 1, v).
+            picked: (networks, rows) the targets' logits, bias included; likewise with a further row.
             counts: (rows,) each row's share of the mean over targets, as the gradients take it.
             weights: one slope per loss.
             with_grad: False: leave the logits alone.

@@ -48,6 +48,7 @@ def item_losses(
     kinds: Sequence[int] | None = None,
     part: Part = "all",
     gate: Gate = "open",
+    kd_bias: Tensor | None = None,
     compute_kd: bool | None = None,
     product_dtype: torch.dtype | None = None,
     tile_rows: int | None = None,
@@ -78,6 +79,7 @@ def item_losses(
             between (π, 1 − π) of two members, with π the target's probability at temperature τ.
         gate: "open", or "better": only members that give the target a higher probability teach. Which these are,
             changes from target to target, so that the gate's cost grows with the pairs.
+        kd_bias: (v,) added to all members' logits / τ before KD compares them, or None.
         compute_kd: True: report KD even at weight 0. None: only if its weight is not 0.
         product_dtype: precision of the matrix products. None: that of autocast if it is on, else that of ``hidden``.
             Softmax, losses and the sum of weight gradients are always float32, or float64 for float64 input.
@@ -112,6 +114,8 @@ def item_losses(
     tensor(where, "hidden", hidden)
     everyone = spread.n if spread is not None else len(hidden) if hidden.ndim else 0
     between, kinds = _pairs(where, between, kinds, len(hidden) if hidden.ndim else 0)
+    if kd_bias is not None:
+        tensor(where, "kd_bias", kd_bias, "v", "floating", {"v": weight.shape[1]} if weight.ndim == 3 else None)
     taught = everyone > 1 and (between != "other" or len(set(kinds)) > 1)
     with_kd = taught and (kd_weight != 0 if compute_kd is None else compute_kd)
     factor = temperature**2 if scale_by_temperature_squared else 1.0
@@ -126,10 +130,11 @@ def item_losses(
     weights = (ce_weight, kd_weight * factor if with_kd else 0.0, *([ambiguity_weight] if with_ambiguity else []))
     total, cross_entropy, kd, *ambiguity = tiled_losses(
         where,
-        Peers(temperature, with_kd, pairs, part if with_kd else "all", with_ambiguity),
+        Peers(temperature, with_kd, pairs, part if with_kd else "all", with_ambiguity, with_kd and kd_bias is not None),
         weights,
         Networks(hidden, weight, bias),
         targets,
+        further=kd_bias if with_kd else None,
         valid=valid,
         product_dtype=product_dtype,
         tile_rows=tile_rows,

@@ -42,6 +42,7 @@ class Peers:
     pairs: Pairs = EVERYBODY
     part: Part = "all"
     with_ambiguity: bool = False
+    shifted: bool = False  # KD compares logits / τ plus a row that is the same for all members, the last one of bias
 
     @property
     def compiles(self) -> bool:
@@ -50,7 +51,7 @@ class Peers:
 
     def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> Tile | None:
         """Return ``tile`` as one kernel on CUDA, which knows cross-entropy and KD between all members alone."""
-        if not self.pairs.everybody or self.part != "all" or self.with_ambiguity:
+        if not self.pairs.everybody or self.part != "all" or self.with_ambiguity or self.shifted:
             return None
         return row_kernel(self.temperature, self.with_kd, product=product, dtype=dtype, device=device)
 
@@ -62,7 +63,7 @@ class Peers:
             return [((i,), self) for i in range(n)]
         if self.pairs.between != "same":
             return [(range(n), self)]
-        kinds, alone = self.pairs.kinds, Peers(self.temperature, with_kd=False)
+        kinds, alone = self.pairs.kinds, Peers(self.temperature, with_kd=False, shifted=self.shifted)
         own = [[i for i in range(n) if kinds[i] == kind] for kind in dict.fromkeys(kinds)]
         together = replace(self, pairs=Pairs(gate=self.pairs.gate))
         return [(members, together if len(members) > 1 else alone) for members in own]
@@ -98,6 +99,7 @@ class Peers:
             maxima.append(x.amax(1, keepdim=True))
             rows.append(x.sub_(maxima[i]))
             add_softmax(rows[i], p, normalisers)
+        tops: list[Tensor] = []
         kd, tempered, pulls = torch.zeros_like(counts), normalisers, []
         more: list[Tensor] = []
         ensemble: list[Tensor] = []
@@ -106,22 +108,30 @@ class Peers:
             top = mean.amax(1, keepdim=True)
             add_softmax(mean.sub_(top), ensemble, more)
             more = [(top + more[0])[:, 0]]
-        scaled, z = rows, p
-        if self.with_kd and self.temperature != 1:
+        scaled, z, within = rows, p, normalisers
+        if self.with_kd and (self.temperature != 1 or self.shifted):
             scaled, z, tempered = [x.mul_(1 / self.temperature) for x in rows], [], []
             for x in scaled:
+                if self.shifted:
+                    assert bias is not None
+                    tops.append(x.add_(bias[-1]).amax(1, keepdim=True))
+                    x.sub_(tops[-1])
                 add_softmax(x, z, tempered)
-        one_plane = self.part == "target" and self.temperature == 1
+            within = tempered
+            if self.shifted:  # relative to the maxima before the shift, as at temperature 1
+                tempered = [top + log_sum for top, log_sum in zip(tops, tempered, strict=True)]
+        one_plane = self.part == "target" and z is p
         if self.with_kd and not (self.part == "all" and self.pairs.gate == "open"):
-            shifted = [x[:, None] - top for x, top in zip(picked, maxima, strict=True)]
+            shifted = [x[:, None] - top for x, top in zip(picked[:n], maxima, strict=True)]
             log_p = [x - log_sum for x, log_sum in zip(shifted, normalisers, strict=True)]
         if self.with_kd and self.part == "target":
-            log_z = [x / self.temperature - log_sum for x, log_sum in zip(shifted, tempered, strict=True)]
+            more_at = picked[-1][:, None] if self.shifted else 0.0
+            log_z = [x / self.temperature + more_at - log_sum for x, log_sum in zip(shifted, tempered, strict=True)]
             of_target = self.pairs.pulls([x.exp() for x in log_z], log_p)
             pulls = [(-weights[1] * x / _rest(y), z[i]) for i, (x, y) in enumerate(zip(of_target, log_z, strict=True))]
         elif self.with_kd and self.pairs.gate == "better":
             pulls = [(weights[1], x) for x in self.pairs.pulls(z, log_p)]
-            kd = self._kd_of_pairs(scaled, z, tempered, log_p)
+            kd = self._kd_of_pairs(scaled, z, within, log_p)
         elif self.with_kd:
             n = n if self.pairs.spread is None else self.pairs.spread.n
             for x, (c, total) in zip(z, self.pairs.teachers(z), strict=True):
@@ -150,11 +160,12 @@ class Peers:
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return cross-entropy (n, rows), KD and ambiguity (rows,), and the gradient in the target's logit."""
         maxima, normalisers, tempered, kd, *more = statistics
+        picked, further = (picked[:-1], picked[-1]) if self.shifted else (picked, 0.0)
         shifted = picked - maxima
         log_p = shifted - normalisers
         pulls: list[Tensor] = []
         if self.with_kd and (with_grad or self.part == "target"):
-            log_z = shifted / self.temperature - tempered
+            log_z = shifted / self.temperature + further - tempered
             pulls = self.pairs.pulls(list(log_z.exp()), list(log_p))
             if self.part == "target":
                 kd = self._kd_of_target(log_z, log_p, pulls)

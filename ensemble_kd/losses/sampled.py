@@ -8,7 +8,6 @@ softmax is its limit. ``objectives.draw_candidates`` draws candidates with their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import get_args
 
 import torch
@@ -63,14 +62,14 @@ def sampled_item_losses(
         between: the pairs of members that KD is summed over.
         kinds: a number per member, equal for members of one architecture.
         part: what is passed on: "all" of the softmax, or the probability of the "target".
-        gate: "open", or "better" for teachers that know the target better; over samples at temperature 1 alone.
+        gate: "open", or "better" for teachers that know the target better.
         product_dtype: precision of the matrix products.
 
     Returns:
         ``total``, ``cross_entropy``, ``kd`` and ``ambiguity``.
 
     Raises:
-        EnsembleKDError: counts that do not fit, a gate at another temperature than 1, or what ``item_losses`` refuses.
+        EnsembleKDError: counts that do not fit, or what ``item_losses`` refuses.
 
     Examples:
         >>> hidden, weight, bias = torch.zeros(2, 3, 4), torch.zeros(2, 6, 4), torch.zeros(2, 6)
@@ -90,13 +89,19 @@ def sampled_item_losses(
         expected, got = f"whole counts {tuple(weight.shape[1:2])}", f"{counts.dtype} {tuple(counts.shape)}"
         raise EnsembleKDError("sampled_item_losses", expected, got, "Pass one count per row of weight.")
     log_counts = counts.to(bias.dtype).log().clamp(min=_NOWHERE)
-    # Eager tiles: the number of candidates changes from step to step, and each would be compiled anew.
-    losses = partial(
-        item_losses,
+    # (logits + log c) / τ lacks a part of what KD compares, logits / τ + log c. It is 0 at τ = 1. Where c = 0, what is
+    # added must not lift a logit that is nowhere.
+    lacking = (1 - 1 / temperature) * log_counts
+    lacking = lacking.clamp(max=0) if temperature < 1 else lacking
+    return item_losses(
         hidden,
         weight,
-        targets=targets,
+        bias + log_counts,
+        targets,
         valid=valid,
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        ambiguity_weight=ambiguity_weight,
         temperature=temperature,
         scale_by_temperature_squared=scale_by_temperature_squared,
         between=between,
@@ -105,14 +110,6 @@ def sampled_item_losses(
         gate=gate,
         product_dtype=product_dtype,
         spread=spread,
-        compiled=False,
+        kd_bias=None if temperature == 1 else lacking,
+        compiled=False,  # the number of candidates changes from step to step, and each would be compiled anew
     )
-    alone = len(hidden) == 1 and spread is None
-    if kd_weight == 0 or temperature == 1 or alone:  # one correction, so that one pass serves both losses
-        return losses(bias + log_counts, ce_weight=ce_weight, kd_weight=kd_weight, ambiguity_weight=ambiguity_weight)
-    if gate == "better":  # counts are corrected for τ, and so the members' cross-entropies are not known
-        fix = "Pass temperature=1.0, or leave gate or negatives out."
-        raise EnsembleKDError(where, "temperature 1 for gate='better' over sampled negatives", temperature, fix)
-    main = losses(bias + log_counts, ce_weight=ce_weight, kd_weight=0.0, ambiguity_weight=ambiguity_weight)
-    kd = losses(bias + temperature * log_counts, ce_weight=0.0, kd_weight=kd_weight)
-    return main._replace(total=main.total + kd.total, kd=kd.kd)

@@ -32,6 +32,7 @@ def walk(
     teachers: Networks | None,
     targets: Tensor,
     valid: Tensor | None,
+    further: Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """Return the total, the mean of each loss, and the gradients of the total in the learners."""
@@ -51,7 +52,11 @@ def walk(
     inputs = [x for network in networks for x in network.hidden.detach().to(product)]
     classifiers = [x for network in networks for x in network.weight.detach().to(product)]
     biases = [network.bias.detach() for network in networks if network.bias is not None]
-    offsets = torch.cat(biases).to(dtype) if biases else None
+    if further is not None and not biases:
+        biases = [further.new_zeros(len(inputs), v)]
+    offsets = (
+        torch.cat([x.to(dtype) for x in (*biases, *([] if further is None else [further[None]]))]) if biases else None
+    )
 
     # In a cache of one size, fewer networks have larger tiles, whose products are faster. So those that do not meet are
     # walked apart. On an accelerator tiles are large anyway, and launches cost more.
@@ -74,7 +79,7 @@ def walk(
     call = _Call(plan, targets, shares, weights, buffer, stride, grads)
     found: list[list[Tensor]] = []
     for (own, its_formula), p, rows in zip(parts, planes, heights, strict=True):
-        bias = offsets if offsets is None or len(p) == len(inputs) else offsets[p]
+        bias = offsets if offsets is None or len(p) == len(inputs) else offsets[[*p, *range(len(inputs), len(offsets))]]
         part = _Part(its_formula, own, [inputs[i] for i in p], [classifiers[i] for i in p], bias, rows)
         found.append([torch.cat(each, dim=-1) @ counts for each in zip(*_tiles(call, part), strict=True)])
 
@@ -111,7 +116,7 @@ class _Part(NamedTuple):
     own: Sequence[int]  # the learners' numbers among all
     inputs: list[Tensor]  # (t, d) of each
     classifiers: list[Tensor]  # (v, d) of each
-    offsets: Tensor | None  # (networks, v)
+    offsets: Tensor | None  # (networks, v), or (networks + 1, v) for a formula that takes a further row
     rows: int  # of a tile
 
 
@@ -139,7 +144,7 @@ def _tiles(call: _Call, part: _Part) -> list[tuple[Tensor, ...]]:
             row = torch.arange(high - low, device=device)
             picked = some[everyone, row, at].to(dtype)
             if offsets is not None:
-                picked += offsets[:, at]
+                picked = _plus(picked, offsets[:, at])
             statistics = function(some, offsets, picked, share, weights, plan.with_grad)
             found, grad = formula.at_target(picked, statistics, share, weights, plan.with_grad)
             losses.append(found)
@@ -148,6 +153,12 @@ def _tiles(call: _Call, part: _Part) -> list[tuple[Tensor, ...]]:
         for i, number in enumerate(own):
             grads.add(number, slice(start, stop), logits[i], inputs[i][start:stop], classifiers[i])
     return losses
+
+
+def _plus(picked: Tensor, offsets: Tensor) -> Tensor:
+    """Add the networks' rows; a further one follows."""
+    own = len(picked)
+    return picked.add_(offsets) if len(offsets) == own else torch.cat([picked.add_(offsets[:own]), offsets[own:]])
 
 
 class _Gradients:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble_kd import (
     CCL,
@@ -185,6 +186,92 @@ def test_with_all_items_drawn_the_losses_are_the_full_ones(c: Classified, seed: 
         assert_close(a, b, **TIGHT)
     for a, b in zip(gradients(got.total, c), gradients(full.total, c), strict=True):
         assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "target": {"part": "target"},
+    "gate": {"gate": "better"},
+    "gated target": {"part": "target", "gate": "better"},
+    "same": {"between": "same", "kinds": (0, 1, 0)},
+    "gated same": {"between": "same", "kinds": (0, 1, 0), "gate": "better"},
+    "other": {"between": "other", "kinds": (0, 1, 0)},
+    "ambiguity": {"ambiguity_weight": -0.5},
+}
+
+
+@pytest.mark.parametrize("tau", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_candidate_that_counts_for_c_items_is_c_equal_items(kind: str, tau: float) -> None:
+    rng, counts = torch.Generator().manual_seed(0), torch.tensor([1, 4, 0, 1, 7, 2])
+    hidden, weight = (torch.randn(3, rows, 4, generator=rng).double() for rows in (5, 6))
+    bias, targets = torch.randn(3, 6, generator=rng).double(), torch.tensor([0, 3, 3, 0, 3])
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    items = torch.arange(6).repeat_interleave(counts)
+    places = torch.tensor([items.tolist().index(i) for i in targets.tolist()])
+    options: dict[str, Any] = {
+        "kd_weight": 0.7,
+        "temperature": tau,
+        "scale_by_temperature_squared": True,
+        "valid": torch.tensor([True, True, True, False, True]),
+        **KINDS[kind],
+    }
+    expected = item_losses(hidden, weight[:, items], bias[:, items], places, **options)
+    got = sampled_item_losses(hidden, weight, bias, targets, counts, ce_weight=1.0, **options)
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, rtol=1e-9, atol=1e-9)
+    wanted = torch.autograd.grad(expected.total, leaves)
+    for _ in range(2):  # the second time, the tiles are walked again
+        for found, grad in zip(torch.autograd.grad(got.total, leaves, retain_graph=True), wanted, strict=True):
+            assert_close(found, grad, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("tau", [1e-9, 0.1, 1.0, 3.0, 1e6])
+def test_a_candidate_that_counts_nowhere_stays_nowhere_at_any_temperature(tau: float) -> None:
+    counts = torch.tensor([1, 2, 0, 5])
+    hidden, weight = torch.randn(2, 3, 4), torch.randn(2, 4, 4)
+    losses, grads = [], []
+    for lifted in (0.0, 50.0):
+        bias = torch.zeros(2, 4)
+        bias[:, 2] = lifted
+        leaf = weight.clone().requires_grad_()
+        found = sampled_item_losses(hidden, leaf, bias, torch.tensor([0, 1, 3]), counts, kd_weight=1.0, temperature=tau)
+        found.total.backward()
+        losses.append(torch.cat([found.cross_entropy, found.kd[None]]))
+        assert leaf.grad is not None
+        grads.append(leaf.grad)
+    assert torch.isfinite(losses[0]).all()
+    assert torch.isfinite(grads[0]).all()
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(grads[0], grads[1])
+    assert not grads[0][:, 2].any()
+
+
+def test_logits_are_computed_once_at_any_temperature() -> None:
+    hidden, weight, bias = torch.randn(3, 5, 4, requires_grad=True), torch.randn(3, 6, 4), torch.zeros(3, 6)
+    counted = []
+    for tau in (1.0, 0.5):
+        with FlopCounterMode(display=False) as flops:
+            sampled_item_losses(
+                hidden, weight, bias, torch.arange(5), torch.ones(6).long(), kd_weight=1.0, temperature=tau
+            ).total.backward()
+        counted.append(flops.get_total_flops())
+    assert counted == [2 * (2 * 3 * 5 * 6 * 4)] * 2  # the logits, and the gradient in the states
+
+
+def test_a_further_row_for_kd_is_checked_and_needs_no_bias() -> None:
+    hidden, weight, row = torch.randn(2, 3, 4).double(), torch.randn(2, 6, 4).double(), torch.randn(6).double()
+    with pytest.raises(EnsembleKDError, match=r"^item_losses: expected kd_bias"):
+        item_losses(hidden, weight, None, torch.arange(3), kd_weight=1.0, kd_bias=row[:5])
+    options: dict[str, Any] = {"kd_weight": 1.0, "temperature": 0.5, "kd_bias": row}
+    got = item_losses(hidden, weight, None, torch.arange(3), **options)
+    z = (hidden @ weight.mT / 0.5 + row).log_softmax(2)
+    kd = sum((z[x].exp() * (z[x] - z[1 - x])).sum(1).mean() for x in (0, 1))
+    assert_close(got.kd, kd)
+    for a, b in zip(item_losses(hidden, weight, None, torch.arange(3), **options, compiled=True), got, strict=True):
+        assert_close(a, b)
+    plain = item_losses(hidden, weight, None, torch.arange(3))
+    assert torch.equal(got.cross_entropy, plain.cross_entropy)
 
 
 @pytest.mark.parametrize("counts", [torch.ones(5).long(), torch.ones(6), torch.ones(6, 1).long()])
