@@ -95,7 +95,7 @@ class FromTeacher(ItemLoss):
             draw.targets - 1,
             valid=draw.valid,
             ce_weight=weighting.targets,
-            kd_weight=weighting.kd_weight,
+            kd_weight=float(weighting.kd_weight),
             temperature=weighting.kd.temperature,
             scale_by_temperature_squared=weighting.kd.scale_by_temperature_squared,
             product_dtype=product_dtype,

@@ -17,7 +17,7 @@ from ensemble_kd.metrics import disagreement
 Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a call besides its input and output
 _ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
-ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
+_ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
 ENCODER_BYTES = 4 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 
 
@@ -311,7 +311,7 @@ def _times(tensor: Tensor) -> int:
 def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | None) -> Tensor:
     """(n, r, c); -inf where a candidate is padding."""
     if candidates is None:
-        is_long = weight.numel() >= ASIDE and not torch.compiler.is_compiling()
+        is_long = weight.numel() >= _ASIDE and not torch.compiler.is_compiling()
         with aside() if is_long else nullcontext():
             return torch.baddbmm(bias[:, None], states, weight.mT)
     rows = (candidates - 1).clamp(min=0)

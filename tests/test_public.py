@@ -56,7 +56,7 @@ SURFACE = {
     """,
     "losses": """
         Ambiguity AP attribute_losses Between CCL compile_status distillation_losses Gate ICL item_losses ItemLosses KD
-        Loss LossName LossSum Need On Part sampled_item_losses scale_transfer Spread Term terms_by_name
+        Loss LossName LossSum Need On Part sampled_item_losses scale_transfer Spread Term terms_by_name Weight weighted
     """,
     "metrics": """
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks

@@ -386,7 +386,7 @@ def test_the_next_request_is_encoded_beside_the_product_with_all_items(
             encoded.set()
         return newest(*args, **options)
 
-    monkeypatch.setattr(served, "ASIDE", 0)
+    monkeypatch.setattr(served, "_ASIDE", 0)
     monkeypatch.setattr(torch, "baddbmm", slow)
     monkeypatch.setattr(model, "_newest", second)
     found: list[Any] = []
@@ -410,7 +410,7 @@ def test_a_small_product_is_not_worth_two_changes_of_turn(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch, "baddbmm", watched)
     for least in (2 * V * 4 + 1, 2 * V * 4):
-        monkeypatch.setattr(served, "ASIDE", least)
+        monkeypatch.setattr(served, "_ASIDE", least)
         model.recommend(torch.tensor([[1, 2]]), 2)
     assert has_turn == [True, False]
     assert not turns._turn.locked()

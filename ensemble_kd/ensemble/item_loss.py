@@ -12,6 +12,7 @@ from ensemble_kd.losses import (
     KD,
     ItemLosses,
     Spread,
+    Weight,
     item_losses,
     sampled_item_losses,
 )
@@ -29,12 +30,12 @@ class Weighting(NamedTuple):
     """The weights of the parts of an item loss, and how to compute it."""
 
     targets: float  # of the cross-entropy; a sum over views of means
-    kd_weight: float  # of KD, likewise; 0: there is none
+    kd_weight: Weight  # of KD, likewise; 0: there is none; a tensor () if a graph of the step is to follow it
     kd: KD  # its settings
     product_dtype: torch.dtype  # of the matrix products
     spread: Spread | None = None  # where other processes have members
     kinds: tuple[int, ...] | None = None  # a number per member, equal for members of one architecture
-    ambiguity_weight: float = 0.0  # of the ambiguity, a sum over views of means; it may be negative
+    ambiguity_weight: Weight = 0.0  # of the ambiguity, a sum over views of means; it may be negative
 
 
 class ItemLoss(Protocol):

@@ -253,7 +253,7 @@ class EnsembleKD(Scoring):
         by_length: bool = False,
         place: Place | None = None,
         item_loss: ItemLoss | None = None,
-        share: float = 1.0,
+        share: float | Tensor = 1.0,
         lengths: Sequence[int] | None = None,
     ) -> Step:
         """Return the training loss of a batch, Eq. 19.
@@ -270,7 +270,8 @@ class EnsembleKD(Scoring):
             place: this process among those with other rows of the batch or other members; None: ``model.place``.
             item_loss: how wrong the item predictions are, and from whom the members learn; None: ``Mutual()``, from
                 each other.
-            share: of the weights of ICL, CCL and KD, for a schedule; a term of weight 0 is not computed.
+            share: of the weights of ICL, CCL and KD, for a schedule; a term of weight 0 is not computed. A tensor () on
+                an accelerator is not read, so that a graph of the step can be repeated with another share.
             lengths: (b,) the number of items of each row, for an accelerator, which would have to report it. With them
                 it computes the logits of real targets alone. ``BatchPlan.lengths`` has them. Checked if ``validate``.
 

@@ -31,16 +31,18 @@ from ensemble_kd.losses import (
     LossName,
     Spread,
     Term,
+    Weight,
     attribute_losses,
     scale_transfer,
     terms_by_name,
+    weighted,
 )
 from ensemble_kd.objectives import Draw, places, selects, splice
 
 if TYPE_CHECKING:
     from ensemble_kd.ensemble.model import EnsembleKD
 
-Terms = dict[LossName, tuple[float, Term]]
+Terms = dict[LossName, tuple[Weight, Term]]
 
 
 class Step(NamedTuple):
@@ -58,13 +60,12 @@ def training_step(
     by_length: bool,
     place: Place,
     item_loss: ItemLoss,
-    share: float,
+    share: Weight,
     lengths: Sequence[int] | None,
 ) -> Step:
     """Return the losses of a checked batch; arguments as of ``EnsembleKD.loss``."""
-    losses = scale_transfer(model.losses, share) if isinstance(model.losses, Loss) and share != 1 else model.losses
     generator = same_draws(generator, place, item_ids.device)
-    named = terms_by_name(losses)
+    named = _scaled_terms(model.losses, share)
     kd = named.get("kd")
     spliced = kd is not None and isinstance(kd[1], KD) and kd[1].on == "spliced"
     run = partial(
@@ -85,6 +86,14 @@ def training_step(
         return real
     made = run(more, with_targets=False, lengths=None)
     return Step((real.total + made.total) / 2, real.terms)
+
+
+def _scaled_terms(losses: Loss | int, share: Weight) -> Terms:
+    """Return the terms by name, with a share of the weights of those that ``scale_transfer`` scales."""
+    if isinstance(share, Tensor):
+        named = terms_by_name(losses)
+        return {name: (weight if name == "ap" else share * weight, term) for name, (weight, term) in named.items()}
+    return {**terms_by_name(scale_transfer(losses, share) if isinstance(losses, Loss) and share != 1 else losses)}
 
 
 def _losses_of_batch(
@@ -141,10 +150,10 @@ def _losses_of_batch(
         if "ap" in named:
             value = _attribute_loss(model, draw, anchor, product_dtype)
             value = value if own is None else own[1] * value
-            total, terms["ap"] = total + named["ap"][0] * value, value.detach()
+            total, terms["ap"] = total + weighted(named["ap"][0], value), value.detach()
         for name, value in _contrastive_losses(named, views, anchor, place).items():
             # All processes have computed it, with the members of all: their sum must contain it once.
-            total, terms[name] = total + named[name][0] * value, value.detach() / place.member_size
+            total, terms[name] = total + weighted(named[name][0], value), value.detach() / place.member_size
         return Step(total, reduced(terms, place))
 
 

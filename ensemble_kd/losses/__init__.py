@@ -2,6 +2,7 @@
 
 from ensemble_kd.losses.attributes import attribute_losses
 from ensemble_kd.losses.compiled import compile_status
+from ensemble_kd.losses.formula import Weight, weighted
 from ensemble_kd.losses.items import ItemLosses, item_losses
 from ensemble_kd.losses.pairs import Between, Gate, Spread
 from ensemble_kd.losses.peers import Part
@@ -40,6 +41,7 @@ __all__ = [
     "Part",
     "Spread",
     "Term",
+    "Weight",
     "attribute_losses",
     "compile_status",
     "distillation_losses",
@@ -47,4 +49,5 @@ __all__ = [
     "sampled_item_losses",
     "scale_transfer",
     "terms_by_name",
+    "weighted",
 ]

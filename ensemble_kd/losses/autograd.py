@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import tensor, whole
-from ensemble_kd.losses.formula import Formula, Networks, Plan
+from ensemble_kd.losses.formula import Formula, Networks, Plan, Weight
 from ensemble_kd.losses.tiles import walk
 
 
 def tiled_losses(
     where: str,
     formula: Formula,
-    weights: tuple[float, ...],
+    weights: tuple[Weight, ...],
     learners: Networks,
     targets: Tensor,
     *,

@@ -17,6 +17,7 @@ class Networks(NamedTuple):
     bias: Tensor | None  # (n, v)
 
 
+Weight = float | Tensor  # of a loss; a tensor () on an accelerator is not read, and may change when a graph is repeated
 Tile = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, bool], tuple[Tensor, ...]]
 
 
@@ -37,7 +38,7 @@ class Formula(Hashable, Protocol):
     def parts(self, n: int) -> Sequence[tuple[Sequence[int], Formula]]:
         """Return the learners that have to share a tile, part by part, with the formula of each part."""
 
-    def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
         """Return the factor of each loss's gradient in the logits. At temperature τ it is weight / τ."""
 
     def tile(
@@ -83,11 +84,21 @@ class Plan(NamedTuple):
 
     where: str
     formula: Formula
-    weights: tuple[float, ...]
+    weights: tuple[Weight, ...]
     with_grad: bool
     product_dtype: torch.dtype
     tile_rows: int | None
     compiled: bool | None
+
+
+def weighted(weight: Weight, value: Tensor) -> Tensor:
+    """Return the product in the value's precision. A weight that is a tensor may have more digits.
+
+    Examples:
+        >>> weighted(torch.tensor(0.5, dtype=torch.float64), torch.tensor(3.0))
+        tensor(1.5000)
+    """
+    return (weight.to(value.dtype) if isinstance(weight, Tensor) else weight) * value
 
 
 def add_softmax(shifted: Tensor, softmaxes: list[Tensor], normalisers: list[Tensor]) -> None:

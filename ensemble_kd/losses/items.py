@@ -11,7 +11,7 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import choice, flag, number, tensor
 from ensemble_kd.losses.autograd import tiled_losses
-from ensemble_kd.losses.formula import Networks
+from ensemble_kd.losses.formula import Networks, Weight
 from ensemble_kd.losses.pairs import Between, Gate, Pairs, Spread
 from ensemble_kd.losses.peers import Part, Peers
 
@@ -40,8 +40,8 @@ def item_losses(
     *,
     valid: Tensor | None = None,
     ce_weight: float = 1.0,
-    kd_weight: float = 0.0,
-    ambiguity_weight: float = 0.0,
+    kd_weight: Weight = 0.0,
+    ambiguity_weight: Weight = 0.0,
     temperature: float = 1.0,
     scale_by_temperature_squared: bool = False,
     between: Between = "all",
@@ -69,8 +69,10 @@ def item_losses(
         targets: (t,) int64 class indices in [0, v).
         valid: (t,) bool, False where a target is padding and counts nowhere. With none valid all losses are 0.
         ce_weight: weight of the cross-entropy in ``total``.
-        kd_weight: weight of KD in ``total``. At 0, KD is not computed.
-        ambiguity_weight: weight of the ambiguity in ``total``; it may be negative. At 0, it is not computed.
+        kd_weight: weight of KD in ``total``. At 0, KD is not computed. A tensor () on an accelerator is not read, and
+            KD is computed, so that a graph of the step can be repeated with another weight.
+        ambiguity_weight: weight of the ambiguity in ``total``; it may be negative. At 0, it is not computed. A tensor
+            is taken as for KD.
         temperature: τ of KD.
         scale_by_temperature_squared: multiply KD by τ².
         between: the pairs of members that KD is summed over: "all", those of the "same" kind, or of "other" kinds.
@@ -109,22 +111,22 @@ def item_losses(
     where = "item_losses"
     temperature = number(where, "temperature", temperature, above=0)
     flag(where, "scale_by_temperature_squared", scale_by_temperature_squared)
-    ce_weight, kd_weight = number(where, "ce_weight", ce_weight), number(where, "kd_weight", kd_weight)
-    ambiguity_weight = number(where, "ambiguity_weight", ambiguity_weight)
+    ce_weight, kd_weight = number(where, "ce_weight", ce_weight), _weight(where, "kd_weight", kd_weight)
+    ambiguity_weight = _weight(where, "ambiguity_weight", ambiguity_weight)
     tensor(where, "hidden", hidden)
     everyone = spread.n if spread is not None else len(hidden) if hidden.ndim else 0
     between, kinds = _pairs(where, between, kinds, len(hidden) if hidden.ndim else 0)
     if kd_bias is not None:
         tensor(where, "kd_bias", kd_bias, "v", "floating", {"v": weight.shape[1]} if weight.ndim == 3 else None)
     taught = everyone > 1 and (between != "other" or len(set(kinds)) > 1)
-    with_kd = taught and (kd_weight != 0 if compute_kd is None else compute_kd)
+    with_kd = taught and (_counts(kd_weight) if compute_kd is None else compute_kd)
     factor = temperature**2 if scale_by_temperature_squared else 1.0
     choice(where, "part", part, get_args(Part))
     choice(where, "gate", gate, get_args(Gate))
     if with_kd and gate == "better" and spread is not None:
         fix = "Keep the members in one process, or leave gate out: other processes see no single member's softmax."
         raise EnsembleKDError(where, "gate='open' where members are spread over processes", repr(gate), fix)
-    with_ambiguity = everyone > 1 and ambiguity_weight != 0
+    with_ambiguity = everyone > 1 and _counts(ambiguity_weight)
     met = spread if with_kd or with_ambiguity else None
     pairs = Pairs(between, kinds, gate, met) if with_kd else Pairs(spread=met)
     weights = (ce_weight, kd_weight * factor if with_kd else 0.0, *([ambiguity_weight] if with_ambiguity else []))
@@ -141,6 +143,17 @@ def item_losses(
         compiled=compiled,
     )
     return ItemLosses(total, cross_entropy, kd * factor, *(ambiguity or [torch.zeros_like(kd)]))
+
+
+def _weight(where: str, name: str, value: Weight) -> Weight:
+    """Return a weight: a finite number, or a tensor () of an accelerator as it is, since reading it would wait."""
+    if isinstance(value, Tensor) and value.device.type != "cpu" and value.ndim == 0 and value.is_floating_point():
+        return value
+    return number(where, name, value)
+
+
+def _counts(weight: Weight) -> bool:
+    return isinstance(weight, Tensor) or weight != 0
 
 
 def _pairs(where: str, between: Between, kinds: Sequence[int] | None, n: int) -> tuple[Between, tuple[int, ...]]:

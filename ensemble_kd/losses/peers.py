@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ensemble_kd.losses.formula import Tile, add_softmax
+from ensemble_kd.losses.formula import Tile, Weight, add_softmax
 from ensemble_kd.losses.pairs import EVERYBODY, Pairs
 from ensemble_kd.losses.row_kernel import row_kernel
 
@@ -68,7 +68,7 @@ class Peers:
         together = replace(self, pairs=Pairs(gate=self.pairs.gate))
         return [(members, together if len(members) > 1 else alone) for members in own]
 
-    def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
         """Return the factors of the losses' gradients."""
         ce_weight, kd_weight, *more = weights
         return ce_weight, kd_weight / self.temperature, *more

@@ -14,7 +14,7 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import flag, number, tensor
 from ensemble_kd.losses.autograd import tiled_losses
-from ensemble_kd.losses.formula import Networks, add_softmax
+from ensemble_kd.losses.formula import Networks, Weight, add_softmax
 from ensemble_kd.losses.items import ItemLosses
 
 
@@ -121,7 +121,7 @@ class Taught:
         """Return all students: the teacher's softmax is computed once for them."""
         return [(range(n), self)]
 
-    def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
         """Return the factors of both losses' gradients."""
         ce_weight, kd_weight = weights
         return ce_weight, kd_weight / self.temperature

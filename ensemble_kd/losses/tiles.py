@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ensemble_kd.internal import add_in_float32_, adds_in_float32
 from ensemble_kd.losses.compiled import compiled_tile
-from ensemble_kd.losses.formula import Formula, Networks, Plan
+from ensemble_kd.losses.formula import Formula, Networks, Plan, Weight, weighted
 from ensemble_kd.losses.row_kernel import or_else
 
 _TILE_BYTES = 12 << 20  # of one buffer (n, rows, v) on a CPU: about the last-level cache's share
@@ -74,7 +74,7 @@ def walk(
     buffer = make(size, dtype=product, device=device)
     # Filled on the device: copying them there would wait for it.
     slopes = formula.slopes(plan.weights)
-    weights = torch.stack([torch.full((), slope, dtype=dtype, device=device) for slope in slopes])
+    weights = torch.stack([_on_device(slope, dtype, device) for slope in slopes])
     grads = _Gradients(learners, needs, dtype, product)
     call = _Call(plan, targets, shares, weights, buffer, stride, grads)
     found: list[list[Tensor]] = []
@@ -93,8 +93,8 @@ def walk(
             means.append(torch.stack(each).sum())
         else:  # one per network
             means.append(torch.cat(each)[places])
-    weighted = [weight * mean.sum() for weight, mean in zip(plan.weights, means, strict=True)]
-    return functools.reduce(torch.add, weighted), means, grads.finished(learners, gain)
+    parts_of_total = [weighted(weight, mean.sum()) for weight, mean in zip(plan.weights, means, strict=True)]
+    return functools.reduce(torch.add, parts_of_total), means, grads.finished(learners, gain)
 
 
 class _Call(NamedTuple):
@@ -153,6 +153,10 @@ def _tiles(call: _Call, part: _Part) -> list[tuple[Tensor, ...]]:
         for i, number in enumerate(own):
             grads.add(number, slice(start, stop), logits[i], inputs[i][start:stop], classifiers[i])
     return losses
+
+
+def _on_device(slope: Weight, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return slope.to(dtype) if isinstance(slope, Tensor) else torch.full((), slope, dtype=dtype, device=device)
 
 
 def _plus(picked: Tensor, offsets: Tensor) -> Tensor:

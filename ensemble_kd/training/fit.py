@@ -99,9 +99,10 @@ def fit(
             than 1.3 times as fast with it: it rounds, so a small gain is not worth it. Else float32. Each epoch's entry
             names which, and a resumed run keeps it. Name one for the same numbers on every machine.
         cuda_graphs: run steps as CUDA graphs: one call of the host in place of hundreds of launches. Each shape of
-            batches is captured once, in widths that are multiples of 8; and padding is computed, since a graph's shapes
-            cannot follow the lengths. So it suits windows that are mostly full. Simulated only: no GPU has run it yet.
-            It needs the full softmax, ``loss=Mutual()`` and a single process.
+            batches is captured once, in widths that are multiples of 8, whatever ``schedule`` and ``transfer`` do
+            (without the terms that a share of 0 leaves out, it is another step); and padding is computed, since a
+            graph's shapes cannot follow the lengths. So it suits windows that are mostly full. Simulated only: no GPU
+            has run it yet. It needs the full softmax, ``loss=Mutual()`` and a single process.
         exclude: items that validation does not rank, see ``evaluate``.
         metric: of the ensemble, by which the best epoch is chosen: "HR@K", "NDCG@K", "MRR"; or a function of the model,
             in evaluation mode, and the data, which returns a number that is higher for better models. Its name stands

@@ -1,14 +1,15 @@
 """Whole training steps as CUDA graphs: one call of the host in place of the launches of hundreds of kernels.
 
 A graph repeats kernels on the same memory. So a step's batch is copied into memory of the graph's own, the learning
-rate is a tensor that is filled anew, and batches are padded to a few widths. What else a step reads of the host, such
-as the weights of terms, is part of a graph's key: if it changes, another graph is captured.
+rate and the share of a schedule are tensors that are filled anew, and batches are padded to a few widths. What else a
+step reads of the host, such as the terms that there are, is part of a graph's key: if it changes, another graph is
+captured.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ MOST = 16  # kinds of steps that are kept
 
 @dataclass
 class _Kind:
-    """The steps of one shape and one set of fixed numbers."""
+    """The steps of one shape and one set of fixed settings."""
 
     ran: int = 0
     graph: Any = None
@@ -41,8 +42,8 @@ class StepGraphs:
     The step must not wait for the device. It may not keep tensors that it computes, besides those it returns.
 
     Args:
-        step: from a batch (b, l) int64 on the device and the fixed numbers to the terms to report, detached. It updates
-            the weights.
+        step: from a batch (b, l) int64 on the device, tensors () float64 there, one per number that changes, and what
+            is fixed, to the terms to report, detached. It updates the weights.
         device: where the step runs, of a kind that has graphs.
         longest: columns of a batch at most, which the encoder can read.
 
@@ -64,23 +65,30 @@ cuda_graphs out, or move the model: model.to("cuda").
             raise EnsembleKDError("fit", "a CUDA device for cuda_graphs=True", device.type, fix)
         self.stream = self.module.Stream(device)  # autograd wants one for the first steps and the captures
         self.kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
+        self.numbers: list[Tensor] = []  # in double precision, as Python's numbers are
+        self.device = device
         self.pool: Any = None  # memory that the graphs share, since only one runs at a time
 
-    def __call__(self, batch: Tensor, *fixed: Hashable) -> dict[str, Tensor]:
-        """Run a step, whose fixed numbers are those of its graph."""
+    def __call__(self, batch: Tensor, *fixed: Hashable, numbers: Sequence[float] = ()) -> dict[str, Tensor]:
+        """Run a step. What is fixed is part of its graph, while numbers may change from step to step."""
+        while len(self.numbers) < len(numbers):
+            self.numbers.append(torch.zeros((), dtype=torch.float64, device=self.device))
+        changing = self.numbers[: len(numbers)]
+        for tensor, number in zip(changing, numbers, strict=True):
+            tensor.fill_(number)
         width = batch.shape[1]
         batch = F.pad(batch, (min(-width % COLUMNS, self.longest - width), 0))
-        kind = self._kind((*batch.shape, *fixed))
+        kind = self._kind((*batch.shape, len(changing), *fixed))
         if kind.graph is None and kind.ran < WARM_UP:
             kind.ran += 1
             self.stream.wait_stream(self.module.current_stream())
             with self.module.stream(self.stream):
-                found = dict(self.step(batch, *fixed))
+                found = dict(self.step(batch, *changing, *fixed))
             self.module.current_stream().wait_stream(self.stream)
             return found
         if kind.graph is None:
             kind.batch = batch.clone()
-            self._capture(kind, *fixed)
+            self._capture(kind, *changing, *fixed)
         assert kind.batch is not None
         kind.batch.copy_(batch)
         kind.graph.replay()
@@ -93,11 +101,11 @@ cuda_graphs out, or move the model: model.to("cuda").
             self.kinds.popitem(last=False)
         return kind
 
-    def _capture(self, kind: _Kind, *fixed: Hashable) -> None:
+    def _capture(self, kind: _Kind, *arguments: object) -> None:
         graph = self.module.CUDAGraph()
         try:
             with self.module.graph(graph, pool=self.pool, stream=self.stream):
-                kind.terms = self.step(kind.batch, *fixed)
+                kind.terms = self.step(kind.batch, *arguments)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -21,6 +21,7 @@ from ensemble_kd.distributed import (
 from ensemble_kd.ensemble import Chosen, EnsembleKD, Step, choose_precision
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import to_device
+from ensemble_kd.losses import Loss, scale_transfer, terms_by_name
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
@@ -175,7 +176,7 @@ class Run:
             set_rate(self.optimizer, rate, self.device if self.graphs else None)
             share = 1.0 if s.transfer is None else float(s.transfer(now, s.epochs))
             if self.graphs:
-                p.recent.add(self.graphs(to_device(batch, self.device), share, repr(self.model.losses)))
+                p.recent.add(self._as_graph(self.graphs, to_device(batch, self.device), share))
             else:
                 lengths = None
                 if self.device.type != "cpu":  # a CPU sees them itself
@@ -201,7 +202,7 @@ class Run:
         rows, score = self.selection.validate(p.epoch, self.precision)
         self._finish_epoch(rows, score, time.monotonic() - self.started)
 
-    def _loss(self, batch: Tensor, share: float, lengths: list[int] | None, by_length: bool) -> Step:
+    def _loss(self, batch: Tensor, share: float | Tensor, lengths: list[int] | None, by_length: bool) -> Step:
         with self.precision.autocast(self.device):
             found: Step = self.loss(
                 batch,
@@ -214,9 +215,16 @@ class Run:
             )
         return found
 
-    def _whole_step(self, batch: Tensor, share: float, _: object) -> dict[str, Tensor]:
+    def _as_graph(self, graphs: StepGraphs, batch: Tensor, share: float) -> dict[str, Tensor]:
+        """Run a step as a graph, which follows the share; but a term of weight 0 is not computed."""
+        losses = self.model.losses
+        if isinstance(losses, Loss):
+            terms_by_name(scale_transfer(losses, share))  # a tensor's value is not checked within the step
+        return graphs(batch, share == 0, repr(losses), numbers=(share,))
+
+    def _whole_step(self, batch: Tensor, share: Tensor, is_zero: bool, _: object) -> dict[str, Tensor]:
         """Run a step of which a graph can be captured: in shapes that follow from the batch's alone."""
-        loss = self._loss(batch, share, None, by_length=False)
+        loss = self._loss(batch, 0.0 if is_zero else share, None, by_length=False)
         self._update(loss.total)
         return loss.terms
 

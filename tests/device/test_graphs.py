@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import ensemble_kd.training.graphs as training_graphs
 from ensemble_kd import EnsembleKD, EnsembleKDError, fit
-from ensemble_kd.losses import KD
+from ensemble_kd.losses import AP, CCL, ICL, KD, Ambiguity, Loss
+from ensemble_kd.training import Ramp, run
 from ensemble_kd.training.gradients import clip_members_
 from ensemble_kd.training.graphs import COLUMNS, MOST, WARM_UP, StepGraphs, set_rate
+from ensemble_kd.training.run import Run
 from tests.device import cases, graphs, simulated
 
 pytestmark = pytest.mark.device
@@ -30,7 +33,7 @@ class Training:
         self.graphs = StepGraphs(self.step, self.device, longest=COLUMNS) if as_graphs else None
         torch.manual_seed(0)
 
-    def step(self, batch: Tensor, share: float, *_: object) -> dict[str, Tensor]:
+    def step(self, batch: Tensor, share: float | Tensor, *_: object) -> dict[str, Tensor]:
         self.runs += 1
         with torch.autocast(simulated.NAME, torch.bfloat16):
             loss = self.model.loss(batch, validate=False, share=share)
@@ -44,7 +47,7 @@ class Training:
         set_rate(self.optimizer, rate, self.device)
         if self.graphs is None:
             return self.step(batch, share)
-        return self.graphs(batch, share, repr(self.model.losses))
+        return self.graphs(batch, repr(self.model.losses), numbers=(share,))
 
     def weights(self) -> dict[str, Tensor]:
         return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters()}
@@ -74,10 +77,10 @@ def test_graphs_follow_batches_rates_and_weights(encoder: str, objective: str, m
             found.append(training.weights())
             terms.append([{name: float(value) for name, value in entry.items()} for entry in kept])
             if as_graphs:
-                assert training.runs == 2 * (1 + 1)  # as it is, and for the capture, with both weights
+                assert training.runs == 1 + 1  # as it is, and for the capture, whatever the weights
                 log.clear()
                 training(there[0], 1e-3)
-                assert sum(log.operations.values()) < 20  # copies of the batch, the rate and the terms
+                assert sum(log.operations.values()) < 20  # copies of the batch, the rate, the share and the terms
     assert terms[0] == terms[1]
     for name, weight in found[0].items():
         assert torch.equal(weight, found[1][name]), name
@@ -148,6 +151,64 @@ def test_fit_with_graphs_trains_as_without() -> None:
         assert mine == pytest.approx(plain, rel=1e-4)
     for name, weight in results[0][2].items():
         torch.testing.assert_close(results[1][2][name], weight, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        0.2 * (ICL(temperature=0.5) + CCL(temperature=0.5)) + 0.7 * KD(temperature=0.5) + -0.3 * Ambiguity() + AP(),
+        0.7 * KD(scale_by_temperature_squared=True, on="spliced"),
+    ],
+    ids=["all", "spliced"],
+)
+def test_a_schedule_of_weights_captures_nothing_anew(losses: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shares of a ramp are followed; only their zeros, where terms are left out, are a graph of their own."""
+    monkeypatch.setattr(training_graphs, "WARM_UP", 1)
+    monkeypatch.setattr(run, "set_rate", lambda optimizer, rate, _: set_rate(optimizer, rate, device))
+    monkeypatch.setattr(Run, "_one_step", _one_padded_step)
+    device, capture, found = torch.device(simulated.NAME, 0), StepGraphs._capture, []
+    captured: list[StepGraphs] = []
+    shares: set[float] = set()
+
+    def counted(graphs: StepGraphs, *args: Any) -> None:
+        captured.append(graphs)
+        capture(graphs, *args)
+
+    def ramp(epoch: float, epochs: int) -> float:
+        shares.add(Ramp(0.25, 0.75)(epoch, epochs))
+        return Ramp(0.25, 0.75)(epoch, epochs)
+
+    monkeypatch.setattr(StepGraphs, "_capture", counted)
+    for as_graphs in (False, True):
+        with simulated.device():
+            model = cases.build("SASRec", cases.OBJECTIVES["next"], losses=losses, backend="loop")
+            model.to(simulated.NAME)
+            options: dict[str, Any] = {"epochs": 3, "batch_size": 6, "precision": "float32", "progress": False}
+            torch.manual_seed(0)
+            result = fit(model, cases.data(), window=COLUMNS, cuda_graphs=as_graphs, transfer=ramp, **options)
+            weights = {name: x.cpu() for name, x in model.state_dict().items()}
+            found.append(([entry["train"] for entry in result.history], weights))
+    assert len(shares) > 4
+    assert 0.0 in shares
+    kinds = [key[:2] for key in captured[0].kinds]  # type: ignore[index]
+    assert 1 <= len(captured) <= len(kinds) <= 2 * len(set(kinds)) < len(shares)
+    assert found[1][0] == found[0][0]
+    for name, weight in found[0][1].items():
+        assert torch.equal(found[1][1][name], weight), name
+
+
+def _one_padded_step(run: Run, batch: Tensor, share: float, _: object) -> None:
+    """A step as it is, of the batch that a graph would take."""
+    batch = F.pad(batch, (COLUMNS - batch.shape[1], 0))
+    run.progress.recent.add(run._whole_step(batch, share, share == 0, None))  # type: ignore[arg-type]
+
+
+def test_a_graph_refuses_the_weights_that_a_step_refuses() -> None:
+    with simulated.device():
+        model = cases.build("SASRec", cases.OBJECTIVES["next"], losses=-0.8 * Ambiguity(), item_attributes=None)
+        model.to(simulated.NAME)
+        with pytest.raises(EnsembleKDError, match=r"a weight of Ambiguity >= -1, got -1\.6"):
+            fit(model, cases.data(), cuda_graphs=True, transfer=lambda *_: 2.0, epochs=1, progress=False)
 
 
 @pytest.mark.parametrize(
