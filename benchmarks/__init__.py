@@ -11,6 +11,7 @@ NAMES: dict[str, str] = {
     "memory": "peak memory of the loss and of a step",
     "evaluate": "ranking every user over the whole catalogue, against sorting",
     "serving": "answering requests: ensemble, one network, FAISS, ONNX Runtime",
+    "threads": "small requests of 1, 2, 4 and 8 threads on one model",
     "epoch": "seconds of an epoch of the paper's Beauty recipe",
     "stream": "training from 10 million interactions on disk: memory and steps",
     "precision": "the precision that auto chooses, beside real epochs in both, also with AVX2 alone",

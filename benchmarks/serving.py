@@ -1,8 +1,7 @@
 """Answering requests: the ensemble, one network of it, an exact vector index and ONNX Runtime; see ``examples/``.
 
 A request is one user's newest items and wants ten. Ten users' worth of warm-up; latency at batch 1, throughput at batch
-64. FAISS and ONNX Runtime are measured where they are installed. Last come 1, 2, 4 and 8 threads on one model, at batch
-1 and with one torch thread each, as a web server's pool has them.
+64. FAISS and ONNX Runtime are measured where they are installed.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,6 @@ from ensemble_kd.encoders import SASRec
 from ensemble_kd.export import to_onnx
 
 K, LENGTH, BATCH = 10, 50, 64
-THREADS, ROUNDS = (1, 2, 4, 8), 5
 Answer = Callable[[Tensor], object]
 
 
@@ -60,25 +57,6 @@ def seconds(answer: Answer, batches: tuple[Tensor, ...]) -> list[float]:
     return times
 
 
-def threaded(model: EnsembleKD, single: tuple[Tensor, ...], count: int) -> float:
-    """Requests a second of so many threads, which share the requests out."""
-    barrier = threading.Barrier(count + 1)
-
-    def work(first: int) -> None:
-        barrier.wait()
-        for ids in single[first::count]:
-            model.recommend(ids, K)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    started = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return len(single) / (time.perf_counter() - started)
-
-
 def run(quick: bool, device: str = "cpu") -> list[Row]:
     """Rows: latency at batch 1 (median, p99), requests a second at batch 64."""
     data, d, requests = beauty(quick), 8 if quick else 64, 20 if quick else 1000
@@ -102,26 +80,4 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
                     "requests_per_s": sig(min(BATCH, requests) / together),
                 }
             )
-    rows_of: dict[int, list[float]] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for _ in range(1 if quick else ROUNDS):
-            for count in THREADS:  # in turn, so that the load of others falls on all alike
-                found = rows_of.setdefault(count, [])
-                found.append(threaded(model, single, count))
-    finally:
-        torch.set_num_threads(before)
-    for count, found in rows_of.items():
-        variant = f"recommend, {count} thread{'s' if count > 1 else ''}, batch 1"
-        rows.append(
-            {
-                "d": d,
-                "v": data.num_items,
-                "variant": variant,
-                "p50_ms": None,
-                "p99_ms": None,
-                "requests_per_s": sig(statistics.median(found)),
-            }
-        )
     return rows

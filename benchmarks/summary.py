@@ -95,6 +95,15 @@ def _serving(entry: Entry) -> list[str]:
     ]
 
 
+def _threads(entry: Entry) -> list[str]:
+    return [
+        f"| small requests of {row['threads']} threads on one model | {row['times_one_thread']:g} times as many a second "
+        "as of one |"
+        for row in entry["rows"]
+        if row["threads"] > 1
+    ]
+
+
 SECTIONS: dict[str, Callable[[Entry], list[str]]] = {
     "loss": _loss,
     "step": _step,
@@ -104,6 +113,7 @@ SECTIONS: dict[str, Callable[[Entry], list[str]]] = {
     "evaluate": _evaluate,
     "epoch": _epoch,
     "serving": _serving,
+    "threads": _threads,
 }
 
 
