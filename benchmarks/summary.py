@@ -97,8 +97,8 @@ def _serving(entry: Entry) -> list[str]:
 
 def _threads(entry: Entry) -> list[str]:
     return [
-        f"| small requests of {row['threads']} threads on one model | {row['times_one_thread']:g} times as many a second "
-        "as of one |"
+        f"| small requests of {row['threads']} threads on one model | {row['times_one_thread']:g} times as many "
+        "a second as of one |"
         for row in entry["rows"]
         if row["threads"] > 1
     ]
