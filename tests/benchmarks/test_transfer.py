@@ -55,5 +55,5 @@ def test_the_table_compares_with_the_best_independent_one(tmp_path: Path) -> Non
     assert lines[target.label][1] == "2"
     assert lines[target.label][9].startswith("+0.0693")
     assert "GRU4Rec" not in transfer.report(done)
-    todo = [a for a in transfer.wanted(done, 2) if a.key not in done]
+    todo = [a for a in transfer.wanted(done, 2, list(transfer.BASES)) if a.key not in done]
     assert todo[-1] == replace(sasrec["independent"], seed=1)
