@@ -25,6 +25,7 @@ from ensemble_kd.internal import (
     instance,
     number,
     tensor,
+    whole,
 )
 
 Pool = Literal["flatten", "mean", "last"]
@@ -112,6 +113,67 @@ def knowledge_distillation(logits: Tensor, *, temperature: float, scale_by_tempe
     consensus = log_z.mean(dim=0)
     value = n * einsum(z, fixed - consensus, "n t v, n t v -> t").mean()
     return value * temperature**2 if scale_by_temperature_squared else value
+
+
+def mean_teacher_distillation(logits: Tensor, averages: Tensor, *, temperature: float) -> Tensor:
+    r"""Distillation from the averages of the other members, ``KD(teacher="ema")``.
+
+    With z_y the softmax of member y at temperature τ, and a_x that of the network whose weights are the moving averages
+    of member x: ``sum_{x != y} KL(a_x || z_y)``. No member learns from its own average. With ``averages`` equal to
+    ``logits`` this is ``knowledge_distillation``.
+
+    Source: Wu and Gong, "Peer collaborative learning for online knowledge distillation", AAAI 2021. Where we differ:
+    members share no layers, and the averages teach without the second ensemble teacher of that paper.
+
+    Args:
+        logits: (n, t, v) scores of every item at every target position.
+        averages: (n, t, v) the same of the averaged networks, cut off from the gradient.
+        temperature: τ of Eq. 16.
+
+    Returns:
+        () sum over ordered pairs, mean over target positions; 0 at n = 1.
+
+    Examples:
+        >>> logits = torch.tensor([[[0.0, 1.0]], [[2.0, 0.0]]])
+        >>> mean_teacher_distillation(logits, logits.flip(0), temperature=1.0).item()
+        0.0
+    """
+    where, sizes = "mean_teacher_distillation", dict[str, int]()
+    temperature = number(where, "temperature", temperature, above=0)
+    tensor(where, "logits", logits, "n t v", "floating", sizes)
+    tensor(where, "averages", averages, "n t v", "floating", sizes)
+    log_z, log_a = (F.log_softmax(x / temperature, dim=-1) for x in (logits, averages.detach()))
+    value = logits.new_zeros(())
+    for x in range(len(logits)):
+        for y in range(len(logits)):
+            if x != y:
+                value = value + (log_a[x].exp() * (log_a[x] - log_z[y])).sum(dim=-1).mean()
+    return value
+
+
+def moving_average(average: Tensor, value: Tensor, *, decay: float, step: int) -> Tensor:
+    r"""Return an average over the steps of a run, in which older steps count less and less.
+
+    ``a · average + (1 − a) · value`` with ``a = min(decay, 1 − 1 / (step + 1))``: the plain mean of all values so far,
+    the one before step 1 included, until ``decay`` is reached. From there the last 1 / (1 − decay) steps count most.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017.
+
+    Args:
+        average: of the values before, of any shape.
+        value: after step number ``step``, of the same shape.
+        decay: in [0, 1). 0 returns ``value``.
+        step: from 1.
+
+    Examples:
+        >>> moving_average(torch.tensor(0.0), torch.tensor(3.0), decay=0.9, step=2)
+        tensor(1.)
+    """
+    where, sizes = "moving_average", dict[str, int]()
+    decay, step = number(where, "decay", decay, least=0, below=1), whole(where, "step", step, least=1)
+    for name, given in (("average", average), ("value", value)):
+        tensor(where, name, given, "...", "floating", sizes)
+    return average.lerp(value, 1 - min(decay, 1 - 1 / (step + 1)))
 
 
 def target_distillation(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:

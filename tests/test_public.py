@@ -34,8 +34,8 @@ SURFACE = {
     """,
     "ensemble": """
         Attributes check_attributes check_catalogue check_model_and_data check_output checksum choose_precision Chosen
-        Classifier default_losses EnsembleKD fingerprint ItemLoss Mutual Precision probe size_of speedup
-        Step Weighting without_addresses
+        Classifier default_losses EnsembleKD fingerprint ItemLoss learns_from_averages MeanTeachers Mutual Precision
+        probe size_of speedup Step Weighting without_addresses
     """,
     "errors": """
         EnsembleKDError first_line import_extra
@@ -48,15 +48,16 @@ SURFACE = {
         Card from_pretrained load push_to_hub save save_pretrained Scorer to_onnx to_program
     """,
     "functional": """
-        ambiguity attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation Pool
-        pool_sequence target_distillation Variant
+        ambiguity attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation
+        mean_teacher_distillation moving_average Pool pool_sequence target_distillation Variant
     """,
     "growing": """
         grow
     """,
     "losses": """
         Ambiguity AP attribute_losses Between CCL compile_status distillation_losses Gate ICL item_losses ItemLosses KD
-        Loss LossName LossSum Need On Part sampled_item_losses scale_transfer Spread Term terms_by_name Weight weighted
+        Loss LossName LossSum mean_teacher_losses Need Networks On Part sampled_item_losses scale_transfer Spread Teacher
+        Term terms_by_name Weight weighted
     """,
     "metrics": """
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks

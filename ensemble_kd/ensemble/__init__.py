@@ -12,6 +12,7 @@ from ensemble_kd.ensemble.contract import (
 from ensemble_kd.ensemble.defaults import default_losses
 from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addresses
 from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
+from ensemble_kd.ensemble.mean_teachers import MeanTeachers, learns_from_averages
 from ensemble_kd.ensemble.model import EnsembleKD
 from ensemble_kd.ensemble.precision import Chosen, Precision, choose_precision, speedup
 from ensemble_kd.ensemble.step import Step
@@ -22,6 +23,7 @@ __all__ = [
     "Classifier",
     "EnsembleKD",
     "ItemLoss",
+    "MeanTeachers",
     "Mutual",
     "Precision",
     "Step",
@@ -34,6 +36,7 @@ __all__ = [
     "choose_precision",
     "default_losses",
     "fingerprint",
+    "learns_from_averages",
     "probe",
     "size_of",
     "speedup",

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.losses import (
     KD,
     ItemLosses,
@@ -78,7 +79,14 @@ class Mutual(ItemLoss):
     """
 
     def __call__(self, draw: Draw, hidden: Tensor, classifier: Classifier, weighting: Weighting) -> ItemLosses:
-        """Return the losses, over all items or over the step's candidates."""
+        """Return the losses, over all items or over the step's candidates.
+
+        Raises:
+            EnsembleKDError: averages of the members are to teach, which only ``MeanTeachers`` has.
+        """
+        if weighting.kd.teacher == "ema" and weighting.kd_weight != 0:
+            fix = "Train with fit, which keeps them, or pass item_loss=MeanTeachers(model), and update it."
+            raise EnsembleKDError("Mutual", "averages of the members, which teach here", repr(weighting.kd), fix)
         weight, bias = classifier
         options = {
             "valid": draw.valid,

@@ -2,8 +2,9 @@
 
 from ensemble_kd.losses.attributes import attribute_losses
 from ensemble_kd.losses.compiled import compile_status
-from ensemble_kd.losses.formula import Weight, weighted
+from ensemble_kd.losses.formula import Networks, Weight, weighted
 from ensemble_kd.losses.items import ItemLosses, item_losses
+from ensemble_kd.losses.mean_teachers import mean_teacher_losses
 from ensemble_kd.losses.pairs import Between, Gate, Spread
 from ensemble_kd.losses.peers import Part
 from ensemble_kd.losses.sampled import sampled_item_losses
@@ -19,6 +20,7 @@ from ensemble_kd.losses.terms import (
     LossSum,
     Need,
     On,
+    Teacher,
     Term,
     scale_transfer,
     terms_by_name,
@@ -37,15 +39,18 @@ __all__ = [
     "LossName",
     "LossSum",
     "Need",
+    "Networks",
     "On",
     "Part",
     "Spread",
+    "Teacher",
     "Term",
     "Weight",
     "attribute_losses",
     "compile_status",
     "distillation_losses",
     "item_losses",
+    "mean_teacher_losses",
     "sampled_item_losses",
     "scale_transfer",
     "terms_by_name",

@@ -115,7 +115,7 @@ def item_losses(
     ambiguity_weight = _weight(where, "ambiguity_weight", ambiguity_weight)
     tensor(where, "hidden", hidden)
     everyone = spread.n if spread is not None else len(hidden) if hidden.ndim else 0
-    between, kinds = _pairs(where, between, kinds, len(hidden) if hidden.ndim else 0)
+    between, kinds = pairs_of(where, between, kinds, len(hidden) if hidden.ndim else 0)
     if kd_bias is not None:
         tensor(where, "kd_bias", kd_bias, "v", "floating", {"v": weight.shape[1]} if weight.ndim == 3 else None)
     taught = everyone > 1 and (between != "other" or len(set(kinds)) > 1)
@@ -156,7 +156,7 @@ def _counts(weight: Weight) -> bool:
     return isinstance(weight, Tensor) or weight != 0
 
 
-def _pairs(where: str, between: Between, kinds: Sequence[int] | None, n: int) -> tuple[Between, tuple[int, ...]]:
+def pairs_of(where: str, between: Between, kinds: Sequence[int] | None, n: int) -> tuple[Between, tuple[int, ...]]:
     """Return the pairs that teach each other; kinds are left out where they make no difference."""
     choice(where, "between", between, get_args(Between))
     if between == "all":

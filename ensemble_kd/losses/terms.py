@@ -20,6 +20,8 @@ from ensemble_kd.losses.peers import Part
 
 Need = Literal["anchor", "views", "logits", "attributes"]
 On = Literal["batch", "spliced"]
+Teacher = Literal["peers", "ema"]
+DECAY = 0.999  # of the averages, if none is given
 LossName = Literal["ap", "icl", "ccl", "kd", "ambiguity"]
 
 
@@ -170,12 +172,19 @@ class KD(Term):
         on: "batch", or "spliced": on as many sequences that begin as one user's and end as another's, instead of the
             batch's own. On what it was trained on, a teacher repeats the targets. A step then takes nearly twice as
             long. There are no true items there, so it goes with ``part="all"`` and an open gate alone.
+        teacher: "peers", as they are now, or "ema": exponential moving averages of the other members' weights
+            (``functional.mean_teacher_distillation``), which differ less from step to step. ``fit`` keeps the averages
+            and its checkpoints have them; the saved model does not. Members are encoded a second time, without gradient
+            and without dropout. It goes with ``part="all"``, an open gate and the full softmax.
+        decay: of these averages, in [0, 1); they span about 1 / (1 − decay) steps. See ``functional.moving_average``.
 
     Examples:
         >>> KD(between="same")
         KD(temperature=0.3, between='same')
         >>> 3 * KD(temperature=1.0, part="target")
         3.0 * KD(temperature=1.0, part='target')
+        >>> KD(temperature=1.0, teacher="ema", decay=0.99)
+        KD(temperature=1.0, teacher='ema', decay=0.99)
         >>> KD(temperature=0)
         Traceback (most recent call last):
             ...
@@ -188,18 +197,27 @@ class KD(Term):
     part: Part = "all"
     gate: Gate = "open"
     on: On = "batch"
+    teacher: Teacher = "peers"
+    decay: float = DECAY
 
     name: ClassVar[LossName] = "kd"
     needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     def __post_init__(self) -> None:
         _set_temperature(self)
-        for name, allowed in (("between", Between), ("part", Part), ("gate", Gate), ("on", On)):
+        for name, allowed in (("between", Between), ("part", Part), ("gate", Gate), ("on", On), ("teacher", Teacher)):
             choice("KD", name, getattr(self, name), get_args(allowed))
         flag("KD", "scale_by_temperature_squared", self.scale_by_temperature_squared)
         if self.on == "spliced" and (self.part, self.gate) != ("all", "open"):
             fix = "Spliced sequences have no true items: leave part and gate out, or on."
             raise EnsembleKDError("KD", "part='all' and gate='open' with on='spliced'", repr(self), fix)
+        object.__setattr__(self, "decay", number("KD", "decay", self.decay, least=0, below=1))
+        if self.teacher == "ema" and (self.part, self.gate) != ("all", "open"):
+            fix = "Averages pass on all they know: leave part and gate out, or teacher."
+            raise EnsembleKDError("KD", "part='all' and gate='open' with teacher='ema'", repr(self), fix)
+        if self.teacher == "peers" and self.decay != DECAY:
+            fix = "Pass teacher='ema', too, or leave decay out."
+            raise EnsembleKDError("KD", "no decay where peers teach as they are", repr(self), fix)
 
 
 @dataclass(frozen=True, repr=False)

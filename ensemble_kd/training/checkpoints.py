@@ -17,7 +17,7 @@ from ensemble_kd.distributed import (
     own_shards,
     own_states,
 )
-from ensemble_kd.ensemble import EnsembleKD
+from ensemble_kd.ensemble import EnsembleKD, MeanTeachers
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import random_state, set_random_state
 from ensemble_kd.training.fingerprint import check_same_run
@@ -42,6 +42,7 @@ class Checkpoints:
         fingerprint: of the run.
         shares: samples of its schedules.
         place: of this process.
+        teachers: the averages that teach; None: there are none.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Checkpoints:
         fingerprint: dict[str, str],
         shares: list[float],
         place: Place,
+        teachers: MeanTeachers | None = None,
     ) -> None:
         self.folder, self.model, self.optimizer, self.parameters = folder, model, optimizer, parameters
-        self.fingerprint, self.shares, self.place = fingerprint, shares, place
+        self.fingerprint, self.shares, self.place, self.teachers = fingerprint, shares, place, teachers
 
     def save(self, progress: Progress) -> None:
         """Write last.pt."""
@@ -67,7 +69,8 @@ class Checkpoints:
         if self.place.is_first:
             assert weights is not None
             assert optimizer is not None
-            state = RunState(self.fingerprint, self.shares, weights, optimizer, random, progress)
+            averages = self.teachers.state_dict() if self.teachers else {}  # the same in every process
+            state = RunState(self.fingerprint, self.shares, weights, optimizer, averages, random, progress)
             write_state(self.folder / LAST, state)
 
     def save_best(self, weights: dict[str, Tensor], progress: Progress) -> None:
@@ -100,6 +103,8 @@ class Checkpoints:
             self.model.load_state_dict(self._own(state.model))
             moments = own_states(state.optimizer, self.place)
             self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.place.sharded else moments)
+            if self.teachers:
+                self.teachers.load_state_dict(state.averages)
             set_random_state(state.random[self.place.rank])
         return state.progress, best
 

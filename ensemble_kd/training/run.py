@@ -18,7 +18,15 @@ from ensemble_kd.distributed import (
     gather_members,
     gather_objects,
 )
-from ensemble_kd.ensemble import Chosen, EnsembleKD, Step, choose_precision
+from ensemble_kd.ensemble import (
+    Chosen,
+    EnsembleKD,
+    MeanTeachers,
+    Mutual,
+    Step,
+    choose_precision,
+    learns_from_averages,
+)
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import to_device
 from ensemble_kd.losses import Loss, scale_transfer, terms_by_name
@@ -49,6 +57,10 @@ class Run:
     def __init__(self, model: EnsembleKD, data: AnySequences, settings: Settings, place: Place) -> None:
         self.windows, self.selection = Windows(model, data, settings, place), Selection(model, data, settings, place)
         settings = replace(settings, batch_size=self.windows.batch_size)
+        self.teachers: MeanTeachers | None = None
+        if isinstance(settings.loss, Mutual) and learns_from_averages(model.losses):
+            self.teachers = MeanTeachers(model)
+            settings = replace(settings, loss=self.teachers)
         self.model, self.settings, self.device, self.place = model, settings, model.device, place
         model.vocabulary = data.vocabulary if model.vocabulary is None else model.vocabulary
         # Taken before training, which may set losses anew or change what encoders have besides their parameters.
@@ -71,7 +83,7 @@ class Run:
             self.graphs = StepGraphs(self._whole_step, self.device, longest=self.windows.length)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         self.checkpoints = Checkpoints(
-            self.folder, model, self.optimizer, self.parameters, fingerprint, settings.shares(), place
+            self.folder, model, self.optimizer, self.parameters, fingerprint, settings.shares(), place, self.teachers
         )
         self.log = RunLog(
             self.folder if place.is_first else None, settings.callback, settings.progress and place.is_first
@@ -158,6 +170,8 @@ class Run:
         if stretch is not None:
             p.stretch = list(stretch)
             self.model.load_state_dict(self.best_weights)
+            if self.teachers:  # later weights than these are not to teach
+                self.teachers.restart()
             self.log.say(f"validation has settled: {stretch.end - stretch.start} more epochs at a falling rate")
 
     def _out_of_patience(self) -> bool:
@@ -184,6 +198,8 @@ class Run:
                 self._one_step(to_device(batch, self.device), share, lengths)
             p.batch += 1
             p.step += 1
+            if self.teachers:
+                self.teachers.update(step=p.step)
             self.log.advance()
             if p.step % s.log_every == 0:
                 means = self._take_means()

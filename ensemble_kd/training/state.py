@@ -91,6 +91,7 @@ class RunState:
     shares: list[float]  # samples of the schedules
     model: dict[str, Tensor]
     optimizer: dict[str, Any]  # its own format
+    averages: dict[str, Tensor]  # of the weights, if they teach; else empty
     random: list[dict[str, Any]]  # ``random_state`` of each process
     progress: Progress
 

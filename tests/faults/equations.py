@@ -38,12 +38,14 @@ def _equations() -> list[Any]:
     }
     warm, squared = {"temperature": "positive"}, {"scale_by_temperature_squared": "flag"}
     one = {"logits": logits, "targets": targets}
+    averaged = {"logits": logits, "averages": logits.flip(0), "temperature": 0.5}
     return [
         ("item_cross_entropy", functional.item_cross_entropy, one, _kinds(one)),
         ("kl_divergence", functional.kl_divergence, pairs, _kinds(pairs, **warm)),
         ("knowledge_distillation", functional.knowledge_distillation, together, _kinds(together, **warm, **squared)),
         ("ambiguity", functional.ambiguity, {"logits": logits}, {"logits": "tensor"}),
         ("target_distillation", functional.target_distillation, one | {"temperature": 0.5}, _kinds(one, **warm)),
+        ("mean_teacher_distillation", functional.mean_teacher_distillation, averaged, _kinds(averaged, **warm)),
         ("contrast", functional.contrast, views, _kinds(views, **warm, variant="choice")),
         ("pool_sequence", functional.pool_sequence, pooled, _kinds(pooled, pool="choice")),
         ("attribute_cross_entropy", functional.attribute_cross_entropy, attributes, _kinds(attributes)),
