@@ -2,7 +2,8 @@
 
 "alone" is one plain module, "separate" n of them in turn: what an ensemble costs without this library. The inputs are
 those of a step on Beauty with two views and the anchor. For SASRec, GRU4Rec and Caser in one ensemble, a whole training
-step is compared with those of three models of one member each, in turn.
+step is compared with those of three models of one member each, in turn. With KD, which a member alone cannot have, it
+is also compared with a third of the steps of three ensembles with KD, each of three members of one architecture.
 """
 
 from __future__ import annotations
@@ -120,12 +121,16 @@ def mixed_rows(data: SequenceData, quick: bool, device: str) -> list[Row]:
             each()
 
     steps: dict[str, Step] = {"separate": in_turn, "mixed": step(*factories)}
-    steps["mixed, KD"] = step(*factories, losses=0.001 * KD())
+    kd = 0.001 * KD()
+    steps["mixed, KD"] = step(*factories, losses=kd)
+    alike = {f"three {name}, KD": step(*3 * [f], losses=kd) for name, f in zip(kinds, factories, strict=True)}
+    steps |= alike
     found = interleaved(f"members, {' + '.join(kinds)}, d={d}", steps, rounds=2 if quick else 9)
-    separate = found["separate"].median
+    separate, with_kd = found["separate"].median, sum(found[name].median for name in alike) / len(alike)
     return [
         {"d": d, "n": len(kinds), "variant": f"{' + '.join(kinds)}, {name}", **times.row()}
         | {"times_separate": sig(times.median / separate, 3)}
+        | ({"times_alike": sig(times.median / with_kd, 3)} if name == "mixed, KD" else {})
         for name, times in found.items()
     ]
 
