@@ -79,7 +79,7 @@ class MeanTeachers(ItemLoss):
             draw.targets - 1,
             valid=draw.valid,
             ce_weight=weighting.targets,
-            kd_weight=weighting.kd_weight,
+            kd_weight=float(weighting.kd_weight),  # no tensor: a graph does not go with averages
             temperature=weighting.kd.temperature,
             scale_by_temperature_squared=weighting.kd.scale_by_temperature_squared,
             between=weighting.kd.between,

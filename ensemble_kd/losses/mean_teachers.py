@@ -17,7 +17,7 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import flag, number
 from ensemble_kd.losses.autograd import check_networks, tiled_losses
-from ensemble_kd.losses.formula import Networks, add_softmax
+from ensemble_kd.losses.formula import Networks, Weight, add_softmax
 from ensemble_kd.losses.items import ItemLosses, item_losses, pairs_of
 from ensemble_kd.losses.pairs import EVERYBODY, Between, Pairs
 
@@ -119,7 +119,7 @@ class MeanTaught:
         """Return all members: each learns from several averages."""
         return [(range(n), self)]
 
-    def slopes(self, weights: tuple[float, ...]) -> tuple[float, ...]:
+    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
         """Return the factors of both losses' gradients."""
         ce_weight, kd_weight = weights
         return ce_weight, kd_weight / self.temperature
