@@ -1,0 +1,1 @@
+"""A script per library, run by the interpreter of its own environment; ``shared`` is what they have in common."""
