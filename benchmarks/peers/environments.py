@@ -34,7 +34,7 @@ class Environment:
 ENVIRONMENTS = (
     Environment("recbole", "recbole", ("recbole.txt",), ("recbole-no-deps.txt",)),
     Environment("rectools", "RecTools", ("rectools.txt",)),
-    Environment(OURS, OURS, ("ensemble_kd.txt",), ("ensemble_kd-no-deps.txt",)),
+    Environment(OURS, OURS, ("ensemble_kd.txt",)),
 )
 
 

@@ -38,14 +38,15 @@ class Job:
         """Return the settings for a dataset."""
         return {**self.settings, **self.by_dataset.get(dataset, {})}
 
-    def key(self, dataset: str, seed: int) -> str:
+    def key(self, dataset: str, seed: int, minutes: float | None) -> str:
         """Return the name of its folder."""
-        return f"{dataset}-{self.name.replace(' ', '-').replace(',', '')}-{seed}"
+        return f"{dataset}-{self.name.replace(' ', '-').replace(',', '')}-{seed}-{minutes or 0:g}m"
 
     def write(self, folder: Path, *, data: Path, dataset: str, minutes: float | None, seed: int, small: bool) -> Path:
         """Write the file that a runner reads, into the folder where it writes its results."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = self.of(dataset) | (SMALL.get(self.library, {}) if small else {})
+        teacher = None if self.after is None else folder.parent / by_name(self.after).key(dataset, seed, minutes)
         job = {
             "data": str(data.resolve()),
             "folder": str(folder.resolve()),
@@ -53,7 +54,7 @@ class Job:
             "settings": settings,
             "minutes": minutes,
             "seed": seed,
-            "after": None if self.after is None else str((folder.parent / by_name(self.after).key(dataset, seed)).resolve()),
+            "after": None if teacher is None else str(teacher.resolve()),
         }
         path = folder / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
@@ -99,7 +100,7 @@ JOBS = (
         "RecTools SASRec, sampled",
         "rectools",
         "SASRec",
-        "RecTools, examples/tutorials/transformers_tutorial.ipynb (gBCE, 256 negatives, t = .75)",
+        "as softmax, with gBCE, 256 negatives and t = .75 of its paper (Petrov and Macdonald, gSASRec, RecSys 2023)",
         {**_RECTOOLS, "loss": "gBCE", "n_negatives": 256, "gbce_t": 0.75},
     ),
     Job("RecTools BERT4Rec", "rectools", "BERT4Rec", _RECTOOLS_SOURCE, {**_RECTOOLS, "loss": "softmax", "mask_prob": 0.15}),

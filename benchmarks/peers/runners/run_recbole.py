@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor
 
 
-def prepare(job: dict[str, Any]) -> tuple[Any, Any, Any]:
+def prepare(job: dict[str, Any]) -> tuple[Any, Any]:
     """User code: RecBole's own file of the sequences, its configuration, its data."""
     folder = Path(job["folder"])
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -35,15 +37,25 @@ def prepare(job: dict[str, Any]) -> tuple[Any, Any, Any]:
     config = Config(model=job["model"], dataset="data", config_dict=settings)
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
-    train_data, _, test_data = data_preparation(config, dataset)
-    return config, train_data, test_data
+    train_data, _, _ = data_preparation(config, dataset)
+    return config, train_data
 
 
-def train(config: Any, train_data: Any, clock: shared.Watch, model: Any) -> None:
-    """User code: RecBole's trainer; the clock is ours."""
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    own, batches = model.calculate_loss, len(train_data)
-    done = 0
+def build(config: Any, train_data: Any) -> tuple[Any, Any]:
+    """User code: RecBole's model and trainer."""
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    return model, get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+
+
+def train(trainer: Any, train_data: Any) -> None:
+    """User code: RecBole's training."""
+    trainer.fit(train_data, saved=False, show_progress=False)
+
+
+@contextmanager
+def clocked(model: Any, clock: shared.Watch, batches: int) -> Iterator[None]:
+    """Note each step where RecBole asks for the next one's loss; end without an error if the minutes are over."""
+    own, done = model.calculate_loss, 0
 
     def loss(interaction: Any) -> Any:
         nonlocal done
@@ -54,7 +66,7 @@ def train(config: Any, train_data: Any, clock: shared.Watch, model: Any) -> None
 
     model.calculate_loss = loss
     try:
-        trainer.fit(train_data, saved=False, show_progress=False)
+        yield
         clock.step(ends_epoch=True)
     except shared.Over:
         pass
@@ -62,9 +74,9 @@ def train(config: Any, train_data: Any, clock: shared.Watch, model: Any) -> None
 
 
 def run(job: dict[str, Any]) -> None:
-    config, train_data, test_data = prepare(job)
+    config, train_data = prepare(job)
     dataset = train_data._dataset
-    model = get_model(config["model"])(config, dataset).to("cpu")
+    model, trainer = build(config, train_data)
     sequences = shared.read_sequences(job["data"])
     most = max(max(items) for items in sequences)
     tokens = dataset.field2id_token[dataset.iid_field]  # of each of RecBole's numbers
@@ -110,7 +122,8 @@ def run(job: dict[str, Any]) -> None:
 
     best: dict[str, Any] = {}
     clock = shared.Watch(job["minutes"], validate, lambda: best.update(shared.copied(model.state_dict())))
-    train(config, train_data, clock, model)
+    with clocked(model, clock, len(train_data)):
+        train(trainer, train_data)
     peak = shared.peak_mib()
     model.load_state_dict(best)
     model.eval()
@@ -131,7 +144,7 @@ def run(job: dict[str, Any]) -> None:
     shared.write(
         Path(job["folder"]),
         vectors(histories),
-        {**clock.account(), "peak_mib": peak, "parameters": parameters, "serving": served},
+        {**clock.account(len(train_data)), "peak_mib": peak, "parameters": parameters, "serving": served},
     )
 
 

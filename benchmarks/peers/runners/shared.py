@@ -121,17 +121,22 @@ class Watch:
         """
         self.steps += 1
         used = self.cpu_s()
-        if ends_epoch:
-            self.epochs += 1
-            self.epoch_cpu_s.append(round(used - self._epoch_from, 2))
-            self._epoch_from = used
         last = self.curve[-1]["cpu_s"] if self.curve else 0.0
         over = self.limit is not None and used >= self.limit
-        due = self.limit is not None and used - last >= self.limit / MARKS
-        if ends_epoch or due or over:
+        if ends_epoch:
+            self.epoch()
+        elif over or (self.limit is not None and used - last >= self.limit / MARKS):
             self.look()
         if over:
             raise Over
+
+    def epoch(self) -> None:
+        """Note that an epoch is done, and validate."""
+        used = self.cpu_s()
+        self.epochs += 1
+        self.epoch_cpu_s.append(round(used - self._epoch_from, 2))
+        self._epoch_from = used
+        self.look()
 
     def look(self, value: float | None = None) -> None:
         """Add a point to the curve; ``value`` if it is known already."""
@@ -145,10 +150,17 @@ class Watch:
             self.keep()
         self.resume()
 
-    def account(self) -> dict[str, Any]:
-        """Return what is kept of the training."""
+    def account(self, batches: int) -> dict[str, Any]:
+        """Return what is kept of the training, with the batches of an epoch."""
         best = max(self.curve, key=lambda point: point["ndcg"])
-        return {"curve": self.curve, "best": best, "epochs": self.epochs, "epoch_cpu_s": self.epoch_cpu_s}
+        return {
+            "curve": self.curve,
+            "best": best,
+            "epochs": self.epochs,
+            "epoch_cpu_s": self.epoch_cpu_s,
+            "batches": batches,
+            "seconds_of_training": {"cpu": round(self._cpu, 1), "wall": round(self._wall, 1)},
+        }
 
 
 def copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,288 @@
+"""The page about the peers, from the records alone: ``docs/results/peers.md`` and its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.common import ROOT
+from benchmarks.paper.analysis import ndcg, paired_bootstrap
+from benchmarks.paper.store import unpack
+from benchmarks.peers.records import Record
+
+FOLDER = ROOT.parent / "docs" / "results"
+OURS = "ensemble_kd SASRec"
+NAME = "peers.md"
+Row = Sequence[object]
+
+HEAD = """\
+# Side by side with RecBole and RecTools
+
+*Written by `python -m benchmarks.peers --page-only` from `benchmarks/results/peers.jsonl`. Do not edit it.*
+
+Every library reads the same text file and the same leave-one-out split, in an environment of its own, and trains by its own
+means with settings that it publishes. The evaluation is ours for all of them: the scores of all items are taken from the
+trained model and ranked with `exclude="history"`. Validation picks the epoch, and the test is ranked once. Every run has one
+thread and the same minutes of CPU for training; validation does not count. A curve has a point at every sixth of the budget
+and at each epoch's end, by the NDCG@10 of the same 2,048 users.
+"""
+WARNING = """\
+**Read the budget first.** A budget of minutes on one thread shows what a user of a laptop gets, and nothing about what each
+network reaches in the end. Where a run ended before its first epoch, its accuracy says that it is slow, and not that its
+network is weak.
+"""
+
+
+def cpu_s_of_epoch(each: Record) -> float | None:
+    """Return CPU seconds of an epoch: the mean of whole ones, or by the share of one that was done; None: unknown.
+
+    Examples:
+        >>> cpu_s_of_epoch({"epoch_cpu_s": [4.0, 2.0]})
+        3.0
+        >>> training = {"seconds_of_training": {"cpu": 60.0}, "curve": [{"steps": 30}], "batches": 120}
+        >>> cpu_s_of_epoch({"epoch_cpu_s": [], **training})
+        240.0
+    """
+    if each["epoch_cpu_s"]:
+        return float(np.mean(each["epoch_cpu_s"]))
+    if not each.get("batches"):
+        return None
+    return float(each["seconds_of_training"]["cpu"] / each["curve"][-1]["steps"] * each["batches"])
+
+
+def epochs_done(each: Record) -> float:
+    """Return the passes over the data within the budget, with the share of the last."""
+    return float(each["curve"][-1]["steps"] / each["batches"]) if each.get("batches") else float(each["epochs"])
+
+
+class Measure(NamedTuple):
+    """A number of a record that is compared: its words, whether more is better, and why a peer may be ahead."""
+
+    words: str
+    of: Callable[[Record], float | None]
+    more: bool
+    digits: int
+    reason: str
+
+
+MEASURES = (
+    Measure("test NDCG@10", lambda e: e["test"]["NDCG@10"], True, 4, "it learned more within the budget"),
+    Measure("test HR@10", lambda e: e["test"]["HR@10"], True, 4, "it learned more within the budget"),
+    Measure(
+        "CPU seconds an epoch",
+        cpu_s_of_epoch,
+        False,
+        1,
+        "sampled negatives compute a few hundred scores for each target and ours all of them, or its network is narrower",
+    ),
+    Measure("peak memory of training, MiB", lambda e: e["peak_mib"], False, 0, "smaller batches or a narrower network"),
+    Measure(
+        "CPU milliseconds a request",
+        lambda e: e["serving"]["request_cpu_ms"],
+        False,
+        2,
+        "ours checks what it is given, and answers from a wider network; RecBole's number has no part for reading a user",
+    ),
+    Measure(
+        "users a CPU second, recommending to many",
+        lambda e: e["serving"]["users_per_cpu_s"],
+        True,
+        0,
+        "a narrower network, fewer positions, or a top-k that is faster for large batches",
+    ),
+    Measure("lines that a user writes", lambda e: e["lines"], False, 0, "its data class reads the table as it is"),
+    Measure("MiB installed, without torch", lambda e: _without_torch(e), False, 0, "it needs less"),
+    Measure("seconds of installation", lambda e: e["installed"]["seconds"], False, 0, "it needs less, or a busy machine"),
+)
+
+
+def _without_torch(each: Record) -> float:
+    return float(each["installed"]["mib"] - each["installed"]["torch_mib"])
+
+
+def markdown(head: Row, rows: Sequence[Row]) -> str:
+    """Return a table; the first column stands left, numbers right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
+
+
+def accuracy(found: Sequence[Record], everything: Sequence[Record]) -> str:
+    """Return the table of accuracy, each paired by user with one network of ours."""
+    ours = next((each for each in found if each["name"] == OURS), None)
+    rows: list[Row] = []
+    for each in sorted(found, key=lambda each: -each["test"]["NDCG@10"]):
+        against = ""
+        if ours is not None and each is not ours:
+            first, second = (ndcg(unpack(e["ranks"]))[None] for e in (each, ours))
+            test = paired_bootstrap(first, second)
+            against = f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.4f}"
+        best, minutes = each["best"], teacher_minutes(each, everything)
+        also = f" + {minutes:.1f} of the teacher" if minutes else ""
+        rows.append(
+            (
+                each["name"],
+                f"{each['test']['NDCG@10']:.4f}",
+                f"{each['test']['HR@10']:.4f}",
+                against,
+                f"{epochs_done(each):.2f}",
+                f"{best['cpu_s'] / 60:.1f}{also}",
+                f"{best['wall_s'] / 60:.1f}",
+            )
+        )
+    head = (
+        "",
+        "NDCG@10",
+        "HR@10",
+        f"NDCG@10 against {OURS} (95 %)",
+        "epochs in the budget",
+        "CPU minutes to the best validation",
+        "wall-clock minutes",
+    )
+    return markdown(head, rows)
+
+
+def teacher_minutes(each: Record, everything: Sequence[Record]) -> float:
+    """Return the CPU minutes of training of the run whose networks taught this one, 0 without."""
+    teachers = [
+        e
+        for e in everything
+        if e["name"] == each.get("after") and all(e[k] == each[k] for k in ("dataset", "seed", "minutes"))
+    ]
+    return float(teachers[0]["seconds_of_training"]["cpu"] / 60) if teachers else 0.0
+
+
+def costs(found: Sequence[Record]) -> str:
+    """Return the table of costs."""
+    rows: list[Row] = []
+    for each in found:
+        seconds = cpu_s_of_epoch(each)
+        of_one = "" if seconds is None else f"{seconds:.0f}" + ("" if each["epoch_cpu_s"] else " (from a part)")
+        rows.append(
+            (
+                each["name"],
+                f"{each['parameters']:,}",
+                of_one,
+                f"{each['peak_mib']:.0f}",
+                f"{each['serving']['request_cpu_ms']:.2f}",
+                f"{each['serving']['users_per_cpu_s']:.0f}",
+                each["lines"],
+            )
+        )
+    head = (
+        "",
+        "parameters",
+        "CPU s an epoch",
+        "peak MiB",
+        "CPU ms a request",
+        "users a CPU s",
+        "lines a user writes",
+    )
+    return markdown(head, rows)
+
+
+def installs(found: Sequence[Record]) -> str:
+    """Return the table of what each library needs."""
+    rows: list[Row] = []
+    for each in {each["library"]: each for each in found}.values():
+        account = each["installed"]
+        name = f"{each['library']} {each['version']}"
+        checked = "; ".join(account["pip_check"]) or "nothing"
+        rows.append(
+            (name, account["packages"], f"{_without_torch(each):.0f}", f"{account['seconds']:.0f}", f"`{checked}`")
+        )
+    return markdown(("", "packages", "MiB without torch", "seconds", "`pip check` says"), rows)
+
+
+def settings(found: Sequence[Record]) -> str:
+    """Return the settings of each run and where they stand."""
+    rows = []
+    for each in found:
+        said = ", ".join(f"{name}={value}" for name, value in each["settings"].items())
+        rows.append((each["name"], f"`{said}`" if said else "", each["source"]))
+    return markdown(("", "settings", "from"), rows)
+
+
+def ahead(found: Sequence[Record]) -> list[str]:
+    """Return a line for each number in which a peer is ahead of one network of ours, with the reason."""
+    ours = next((each for each in found if each["name"] == OURS), None)
+    lines = []
+    for measure in MEASURES if ours is not None else ():
+        mine = measure.of(ours)
+        for each in found:
+            theirs = measure.of(each)
+            if each["library"] == ours["library"] or mine is None or theirs is None:
+                continue
+            if (theirs > mine) if measure.more else (theirs < mine):
+                numbers = f"{theirs:.{measure.digits}f} against {mine:.{measure.digits}f}"
+                lines.append(f"- {measure.words}: **{each['name']}** {numbers}. Likely because {measure.reason}.")
+    return lines
+
+
+def speed(found: Sequence[Record]) -> str:
+    """Return a sentence: the CPU seconds of an epoch of the fastest peer over ours, at equal width and all items."""
+    ours = next((each for each in found if each["name"] == f"{OURS}, width 64"), None)
+    full = ("RecBole SASRec", "RecTools SASRec, softmax")
+    theirs = {e["name"]: s for e in found if e["name"] in full and (s := cpu_s_of_epoch(e)) is not None}
+    if ours is None or not theirs or (mine := cpu_s_of_epoch(ours)) is None:
+        return ""
+    said = " and ".join(f"{name} {seconds:.0f} s ({seconds / mine:.1f} times as long)" for name, seconds in theirs.items())
+    return (
+        f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here"
+        f" ({ours.get('precision', 'float32')}); {said}. RecBole cuts a row for each target, and so reads a history again"
+        " for each of its items; the other two predict at every position in one pass.\n"
+    )
+
+
+def curves(folder: Path, dataset: str, found: Sequence[Record]) -> str:
+    """Draw the validation over minutes of CPU, and return the name of the picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+    styles = {"recbole": "--", "rectools": ":", "ensemble_kd": "-"}
+    for each in found:
+        minutes = [point["cpu_s"] / 60 for point in each["curve"]]
+        values = [point["ndcg"] for point in each["curve"]]
+        axes.plot(minutes, values, styles[each["library"]], marker="o", markersize=3, label=each["name"])
+    axes.set(xlabel="minutes of CPU, one thread", ylabel="validation NDCG@10", title=dataset)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    name = f"peers-{dataset}.svg"
+    with matplotlib.rc_context({"svg.hashsalt": "peers"}):
+        figure.savefig(folder / name, metadata={"Date": None})
+    pyplot.close(figure)
+    return name
+
+
+def write(folder: Path, everything: Sequence[dict[str, Any]]) -> Path:
+    """Write the page and its pictures into a folder, and return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [HEAD, WARNING]
+    groups = dict.fromkeys((each["dataset"], each["minutes"], each["seed"]) for each in everything)
+    for dataset, minutes, seed in groups:
+        found = [e for e in everything if (e["dataset"], e["minutes"], e["seed"]) == (dataset, minutes, seed)]
+        first = found[0]
+        picture = curves(folder, dataset if len(groups) == 1 else f"{dataset}-{minutes:g}-{seed}", found)
+        parts += [
+            f"## {dataset}, {minutes:g} minutes of CPU for each run, seed {seed}\n",
+            accuracy(found, everything) + "\n",
+            f"![Validation NDCG@10 over minutes of CPU]({picture})\n",
+            costs(found) + "\n",
+            speed(found),
+            f"Protocol: {first['protocol']}. Machine: {first['machine']['processor']}, one thread of"
+            f" {first['machine']['cores']}, shared with other work, so that CPU time counts and not the clock on the wall.\n",
+            "### Settings\n",
+            settings(found) + "\n",
+            "### Where a peer is ahead of one network of ours\n",
+            ("\n".join(ahead(found)) or "In none of these numbers.") + "\n",
+        ]
+    if everything:
+        parts += ["## Installation\n", installs(everything) + "\n"]
+    path = folder / NAME
+    path.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    return path

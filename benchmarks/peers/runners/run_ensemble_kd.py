@@ -1,0 +1,103 @@
+"""This library's training, as its pages show it, with a clock as a callback of ``fit``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import shared
+import torch
+from ensemble_kd import KD, EnsembleKD, fit
+from ensemble_kd.data import SequenceData, read_text
+from ensemble_kd.distillation import FromTeacher
+from ensemble_kd.encoders import SASRec
+from ensemble_kd.ensemble import ItemLoss, Mutual
+from ensemble_kd.presets import recipe
+from torch import Tensor
+
+
+def prepare(path: str, settings: Mapping[str, Any]) -> tuple[SequenceData, Any]:
+    """User code: the text file, and an encoder's settings for it."""
+    data = read_text(path)
+    found = recipe(data, SASRec).settings
+    return data, partial(SASRec, **{**found, **settings})
+
+
+def build(encoder_fn: Any, n: int, seed: int) -> tuple[EnsembleKD, ItemLoss]:
+    """User code: an ensemble whose members learn from each other; n = 1 is a network by itself."""
+    return EnsembleKD(encoder_fn, n=n, seed=seed), Mutual()
+
+
+def build_student(encoder_fn: Any, seed: int, teacher: EnsembleKD) -> tuple[EnsembleKD, ItemLoss]:
+    """User code of a student: as ``distill`` builds it, so that the clock can see it."""
+    return EnsembleKD(encoder_fn, n=1, seed=seed, losses=10 * KD(temperature=1.0)), FromTeacher(teacher)
+
+
+def train(model: EnsembleKD, data: SequenceData, **options: Any) -> None:
+    """User code: ``fit``, with its defaults; the callback is our clock."""
+    fit(model, data, progress=False, **options)
+
+
+def run(job: dict[str, Any]) -> None:
+    settings = dict(job["settings"])
+    n, epochs, width = settings.pop("n"), settings.pop("epochs", None), settings.get("d_model")
+    if width is not None:
+        settings["d_ff"] = 4 * width
+    data, encoder_fn = prepare(job["data"], settings)
+    sequences = shared.read_sequences(job["data"])
+    chosen = torch.tensor(shared.some(len(sequences)))
+    given = {split: data.inputs(split, settings.get("max_len", encoder_fn.keywords["max_len"])) for split in ("valid", "test")}
+    histories, targets = shared.split_of(sequences, "valid")
+    if job["after"]:
+        teacher, _ = build(encoder_fn, 3, job["seed"])
+        teacher.load_state_dict(torch.load(Path(job["after"]) / "model.pt", weights_only=True))
+        model, loss = build_student(encoder_fn, job["seed"], teacher)
+    else:
+        model, loss = build(encoder_fn, n, job["seed"])
+    best: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def vectors(ids: Tensor) -> shared.Vectors:
+        training = model.training
+        model.eval()
+        queries = torch.cat([model.query_vectors(part) for part in ids.split(shared.BLOCK)])
+        items = model.item_vectors()
+        model.train(training)
+        return shared.Vectors(queries, torch.cat([torch.zeros_like(items[:1]), items]), torch.zeros(len(items) + 1))
+
+    def validate() -> float:
+        users = chosen.tolist()
+        found = vectors(given["valid"][chosen])
+        return shared.ndcg(found, [histories[user] for user in users], [targets[user] for user in users])
+
+    watch = shared.Watch(job["minutes"], validate, lambda: best.update(shared.copied(model.state_dict())))
+
+    batches, precision = 0, None  # of an epoch; until one is done
+
+    def clock(entry: Any) -> None:
+        """Note a step; what passes between the last step of an epoch and its entry is validation, and does not count."""
+        nonlocal batches, precision
+        if entry["kind"] == "epoch":
+            watch.resume()
+            batches, precision = watch.steps // (watch.epochs + 1), entry["precision"]
+            watch.epoch()
+        else:
+            watch.pause()
+            watch.step()
+
+    with suppress(shared.Over):
+        train(model, data, loss=loss, epochs=epochs, seed=job["seed"], callback=clock, log_every=1)
+    peak = shared.peak_mib()
+    model.load_state_dict(best)
+    torch.save(model.state_dict(), Path(job["folder"]) / "model.pt")
+    served = shared.requests(lambda users: model.recommend(given["test"][users], k=shared.K), len(sequences))
+    parameters = sum(p.numel() for p in model.parameters())
+    account = {**watch.account(batches), "peak_mib": peak, "parameters": parameters, "serving": served, "precision": precision}
+    shared.write(Path(job["folder"]), vectors(given["test"]), account)
+
+
+if __name__ == "__main__":
+    shared.main(run)
