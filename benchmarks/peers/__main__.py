@@ -1,7 +1,8 @@
-"""Train and measure RecBole, RecTools and this library on the same files: ``python -m benchmarks.peers --data-dir DIR``.
+"""Train and measure RecBole, RecTools and this library on the same files.
 
-Each run has a process, an environment and one thread of its own, in turn, and as many minutes of CPU for training as
-every other. A run that is there already is not done again; what is missing, ``--only`` names. The page is written last.
+``python -m benchmarks.peers --data-dir DIR``. Each run has a process, an environment and one thread of its own, in
+turn, and as many minutes of CPU for training as every other. A run that is there already is not done again. The page is
+written last.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from benchmarks.common import ROOT
 from benchmarks.peers import page, records
 from benchmarks.peers.environments import ENVIRONMENTS, OURS, make, python
-from benchmarks.peers.jobs import DATASETS, JOBS, RUNNERS, Job
-from ensemble_kd.data import SequenceData, read_text, synthetic
+from benchmarks.peers.jobs import DATASETS, JOBS, Job, by_name
+from ensemble_kd.data import read_text, synthetic
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -26,7 +27,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="runs of this name, or with it in theirs")
     p.add_argument("--minutes", type=float, default=20.0, help="of CPU, for the training of each run (20)")
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
-    p.add_argument("--environments", type=Path, default=Path("runs/peers/environments"), help="made if they are missing")
+    p.add_argument(
+        "--environments", type=Path, default=Path("runs/peers/environments"), help="made if they are missing"
+    )
     p.add_argument("--output", type=Path, default=Path("runs/peers"), help="folder of the runs")
     p.add_argument("--results", type=Path, default=records.PATH, help="JSON lines")
     p.add_argument("--page-only", action="store_true", help="train nothing")
@@ -64,26 +67,38 @@ def data_file(args: argparse.Namespace, dataset: str) -> Path:
     return path
 
 
-def run(job: Job, data: Path, args: argparse.Namespace, *, dataset: str, seed: int) -> Path:
+def run(job: Job, data: Path, args: argparse.Namespace, *, dataset: str, seed: int, minutes: float) -> Path:
     """Run a job in its environment, unless its folder has results already, and return the folder.
 
     Raises:
         RuntimeError: the runner failed; its output is in the folder.
     """
-    folder = args.output.resolve() / job.key(dataset, seed, args.minutes)
-    given = job.write(folder, data=data, dataset=dataset, minutes=args.minutes, seed=seed, small=args.smoke)
+    folder: Path = args.output.resolve() / job.key(dataset, seed, minutes)
+    given = job.write(folder, data=data, dataset=dataset, minutes=minutes, seed=seed, small=args.smoke)
     if (folder / "account.json").exists():
         return folder
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     variables = {**os.environ, **one, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    if job.library == OURS:
+    if OURS in job.name:
         variables["PYTHONPATH"] = str(ROOT.parent)  # the working tree, which may be newer than what was installed
-    command = [str(python(args.environments.resolve(), job.library)), str(RUNNERS / f"run_{job.library}.py"), str(given)]
+    command = [
+        str(python(args.environments.resolve(), job.library)),
+        str(job.runner),
+        str(given),
+    ]
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(command, cwd=folder, env=variables, stdout=log, stderr=log, check=False)
     if done.returncode:
         raise RuntimeError(f"{job.name} ended with {done.returncode}; see {folder / 'log.txt'}")
     return folder
+
+
+def train(job: Job, data: Path, args: argparse.Namespace, *, dataset: str, seed: int) -> list[Path]:
+    """Run a job, or the three runs whose scores it averages, in as many minutes, and return their folders."""
+    if job.average is None:
+        return [run(job, data, args, dataset=dataset, seed=seed, minutes=args.minutes)]
+    part, minutes = by_name(job.average), args.minutes / 3
+    return [run(part, data, args, dataset=dataset, seed=s, minutes=minutes) for s in range(3 * seed, 3 * seed + 3)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,18 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                                            if each.name in {job.library for job in args.jobs}}  # fmt: skip
     for dataset in [] if args.page_only else args.datasets:
         path = data_file(args, dataset)
-        data: SequenceData = read_text(path)
+        data = read_text(path)
         for job in args.jobs:
             for seed in args.seeds:
                 done = {(e["name"], e["dataset"], e["seed"], e["minutes"]) for e in records.read(args.results)}
                 if (job.name, dataset, seed, args.minutes) in done:
                     continue
                 print(f"{dataset}, {job.name}, seed {seed}", flush=True)
-                folder = run(job, path, args, dataset=dataset, seed=seed)
+                folders = train(job, path, args, dataset=dataset, seed=seed)
                 found = records.record(
-                    job, folder, data, installed[job.library], dataset=dataset, seed=seed, minutes=args.minutes
+                    job, folders, data, installed[job.library], dataset=dataset, seed=seed, minutes=args.minutes
                 )
-                records.append(found, args.results)
+                records.append(records.with_batches(found, records.read(args.results)), args.results)
                 print(f"  {found['test']}, best after {found['best']['cpu_s'] / 60:.1f} minutes", flush=True)
     print(page.write(args.output if args.smoke else page.FOLDER, records.read(args.results)))
 

@@ -109,8 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.only and environment.name not in args.only:
             continue
         found = make(environment, args.folder.resolve())
-        print(f"{found['name']} {found['version']}: {found['packages']} packages, {found['mib']:.0f} MiB, "
-              f"{found['seconds']:.0f} s; pip check: {'; '.join(found['pip_check'])}", flush=True)
+        print(
+            f"{found['name']} {found['version']}: {found['packages']} packages, {found['mib']:.0f} MiB, "
+            f"{found['seconds']:.0f} s; pip check: {'; '.join(found['pip_check'])}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

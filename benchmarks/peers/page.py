@@ -23,16 +23,16 @@ HEAD = """\
 
 *Written by `python -m benchmarks.peers --page-only` from `benchmarks/results/peers.jsonl`. Do not edit it.*
 
-Every library reads the same text file and the same leave-one-out split, in an environment of its own, and trains by its own
-means with settings that it publishes. The evaluation is ours for all of them: the scores of all items are taken from the
-trained model and ranked with `exclude="history"`. Validation picks the epoch, and the test is ranked once. Every run has one
-thread and the same minutes of CPU for training; validation does not count. A curve has a point at every sixth of the budget
-and at each epoch's end, by the NDCG@10 of the same 2,048 users.
+Every library reads the same text file and the same leave-one-out split, in an environment of its own, and trains by
+its own means with settings that it publishes. The evaluation is ours for all of them: the scores of all items are taken
+from the trained model and ranked with `exclude="history"`. Validation picks the state that is tested, and the test is
+ranked once. Every run has one thread and the same minutes of CPU for training; validation does not count. It takes
+place at every sixth of the budget and after every epoch, by the NDCG@10 of the same 2,048 users.
 """
 WARNING = """\
-**Read the budget first.** A budget of minutes on one thread shows what a user of a laptop gets, and nothing about what each
-network reaches in the end. Where a run ended before its first epoch, its accuracy says that it is slow, and not that its
-network is weak.
+**Read the budget first.** Minutes of one thread show how far each library gets on a laptop, and nothing about what its
+network reaches in the end. Where a run ended within its first epochs, its accuracy says that it is slow, and not that
+its network is weak.
 """
 
 
@@ -48,14 +48,18 @@ def cpu_s_of_epoch(each: Record) -> float | None:
     """
     if each["epoch_cpu_s"]:
         return float(np.mean(each["epoch_cpu_s"]))
-    if not each.get("batches"):
+    if not each.get("batches") or not each["curve"]:
         return None
     return float(each["seconds_of_training"]["cpu"] / each["curve"][-1]["steps"] * each["batches"])
 
 
 def epochs_done(each: Record) -> float:
     """Return the passes over the data within the budget, with the share of the last."""
-    return float(each["curve"][-1]["steps"] / each["batches"]) if each.get("batches") else float(each["epochs"])
+    return (
+        float(each["curve"][-1]["steps"] / each["batches"])
+        if each.get("batches") and each["curve"]
+        else float(each["epochs"])
+    )
 
 
 class Measure(NamedTuple):
@@ -76,7 +80,7 @@ MEASURES = (
         cpu_s_of_epoch,
         False,
         1,
-        "sampled negatives compute a few hundred scores for each target and ours all of them, or its network is narrower",
+        "its network is half as wide, or it scores a few hundred sampled items for each target in place of all",
     ),
     Measure("peak memory of training, MiB", lambda e: e["peak_mib"], False, 0, "smaller batches or a narrower network"),
     Measure(
@@ -84,7 +88,7 @@ MEASURES = (
         lambda e: e["serving"]["request_cpu_ms"],
         False,
         2,
-        "ours checks what it is given, and answers from a wider network; RecBole's number has no part for reading a user",
+        "its network is half as wide, and ours checks what it is given",
     ),
     Measure(
         "users a CPU second, recommending to many",
@@ -95,7 +99,9 @@ MEASURES = (
     ),
     Measure("lines that a user writes", lambda e: e["lines"], False, 0, "its data class reads the table as it is"),
     Measure("MiB installed, without torch", lambda e: _without_torch(e), False, 0, "it needs less"),
-    Measure("seconds of installation", lambda e: e["installed"]["seconds"], False, 0, "it needs less, or a busy machine"),
+    Measure(
+        "seconds of installation", lambda e: e["installed"]["seconds"], False, 0, "it needs less, or a busy machine"
+    ),
 )
 
 
@@ -208,12 +214,14 @@ def settings(found: Sequence[Record]) -> str:
 def ahead(found: Sequence[Record]) -> list[str]:
     """Return a line for each number in which a peer is ahead of one network of ours, with the reason."""
     ours = next((each for each in found if each["name"] == OURS), None)
-    lines = []
-    for measure in MEASURES if ours is not None else ():
+    lines: list[str] = []
+    if ours is None:
+        return lines
+    for measure in MEASURES:
         mine = measure.of(ours)
         for each in found:
             theirs = measure.of(each)
-            if each["library"] == ours["library"] or mine is None or theirs is None:
+            if ours["library"] in each["name"] or mine is None or theirs is None:
                 continue
             if (theirs > mine) if measure.more else (theirs < mine):
                 numbers = f"{theirs:.{measure.digits}f} against {mine:.{measure.digits}f}"
@@ -222,18 +230,27 @@ def ahead(found: Sequence[Record]) -> list[str]:
 
 
 def speed(found: Sequence[Record]) -> str:
-    """Return a sentence: the CPU seconds of an epoch of the fastest peer over ours, at equal width and all items."""
-    ours = next((each for each in found if each["name"] == f"{OURS}, width 64"), None)
-    full = ("RecBole SASRec", "RecTools SASRec, softmax")
-    theirs = {e["name"]: s for e in found if e["name"] in full and (s := cpu_s_of_epoch(e)) is not None}
-    if ours is None or not theirs or (mine := cpu_s_of_epoch(ours)) is None:
-        return ""
-    said = " and ".join(f"{name} {seconds:.0f} s ({seconds / mine:.1f} times as long)" for name, seconds in theirs.items())
-    return (
-        f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here"
-        f" ({ours.get('precision', 'float32')}); {said}. RecBole cuts a row for each target, and so reads a history again"
-        " for each of its items; the other two predict at every position in one pass.\n"
-    )
+    """Return sentences: CPU seconds of an epoch of the peers over ours, at equal width and over all items."""
+    seconds = {each["name"]: cpu_s_of_epoch(each) for each in found}
+    mine, lines = seconds.get(f"{OURS}, width 64"), []
+    theirs = {
+        name: s for name in ("RecBole SASRec", "RecTools SASRec, softmax") if (s := seconds.get(name)) is not None
+    }
+    if mine is not None and theirs:
+        said = " and ".join(f"{name} {s:.0f} s ({s / mine:.1f} times as long)" for name, s in theirs.items())
+        lines.append(
+            f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here, {said}."
+            " RecBole cuts a row for each target, and so reads a history again for each of its items. RecTools predicts"
+            " at every position in one pass, as this library does, but computes the padding of short histories, too."
+        )
+    for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
+        three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)
+        if three is not None and single is not None:
+            lines.append(
+                f"Three of {peer}'s networks under `EnsembleKD` take {three:.0f} s of CPU an epoch, three trainings of"
+                f" {peer} {3 * single:.0f} s: {100 * three / (3 * single):.0f} % of them."
+            )
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def curves(folder: Path, dataset: str, found: Sequence[Record]) -> str:
@@ -275,7 +292,7 @@ def write(folder: Path, everything: Sequence[dict[str, Any]]) -> Path:
             costs(found) + "\n",
             speed(found),
             f"Protocol: {first['protocol']}. Machine: {first['machine']['processor']}, one thread of"
-            f" {first['machine']['cores']}, shared with other work, so that CPU time counts and not the clock on the wall.\n",
+            f" {first['machine']['cores']}, shared with other work: CPU minutes count, not the clock on the wall.\n",
             "### Settings\n",
             settings(found) + "\n",
             "### Where a peer is ahead of one network of ours\n",

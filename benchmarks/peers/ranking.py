@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,12 @@ def scores(folder: Path) -> Iterator[Tensor]:
     queries, items, bias = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "items", "bias"))
     for part in queries.split(ROWS):
         yield part @ items.T + bias
+
+
+def mean_scores(folders: Sequence[Path]) -> Iterator[Tensor]:
+    """Yield the mean of the scores that several runners left, for the same users and items."""
+    for parts in zip(*(scores(folder) for folder in folders), strict=True):
+        yield torch.stack(parts).mean(0)
 
 
 def rank(blocks: Iterable[Tensor], data: SequenceData) -> Tensor:

@@ -10,13 +10,14 @@ from typing import Any
 
 import shared
 import torch
+from torch import Tensor
+
 from ensemble_kd import KD, EnsembleKD, fit
 from ensemble_kd.data import SequenceData, read_text
 from ensemble_kd.distillation import FromTeacher
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.ensemble import ItemLoss, Mutual
 from ensemble_kd.presets import recipe
-from torch import Tensor
 
 
 def prepare(path: str, settings: Mapping[str, Any]) -> tuple[SequenceData, Any]:
@@ -47,16 +48,21 @@ def run(job: dict[str, Any]) -> None:
     if width is not None:
         settings["d_ff"] = 4 * width
     data, encoder_fn = prepare(job["data"], settings)
-    sequences = shared.read_sequences(job["data"])
-    chosen = torch.tensor(shared.some(len(sequences)))
-    given = {split: data.inputs(split, settings.get("max_len", encoder_fn.keywords["max_len"])) for split in ("valid", "test")}
-    histories, targets = shared.split_of(sequences, "valid")
     if job["after"]:
         teacher, _ = build(encoder_fn, 3, job["seed"])
         teacher.load_state_dict(torch.load(Path(job["after"]) / "model.pt", weights_only=True))
         model, loss = build_student(encoder_fn, job["seed"], teacher)
     else:
         model, loss = build(encoder_fn, n, job["seed"])
+    watched(job, model, data, encoder_fn.keywords["max_len"], loss=loss, epochs=epochs)
+
+
+def watched(job: dict[str, Any], model: EnsembleKD, data: SequenceData, max_len: int, **options: Any) -> None:
+    """Train with ``fit``, on the clock, and write what is to be ranked."""
+    sequences = shared.read_sequences(job["data"])
+    chosen = torch.tensor(shared.some(len(sequences)))
+    given = {split: data.inputs(split, max_len) for split in ("valid", "test")}
+    histories, targets = shared.split_of(sequences, "valid")
     best: dict[str, Any] = {}
 
     @torch.no_grad()
@@ -71,14 +77,14 @@ def run(job: dict[str, Any]) -> None:
     def validate() -> float:
         users = chosen.tolist()
         found = vectors(given["valid"][chosen])
-        return shared.ndcg(found, [histories[user] for user in users], [targets[user] for user in users])
+        value: float = shared.ndcg(found, [histories[user] for user in users], [targets[user] for user in users])
+        return value
 
     watch = shared.Watch(job["minutes"], validate, lambda: best.update(shared.copied(model.state_dict())))
-
     batches, precision = 0, None  # of an epoch; until one is done
 
     def clock(entry: Any) -> None:
-        """Note a step; what passes between the last step of an epoch and its entry is validation, and does not count."""
+        """Note a step; between the last one of an epoch and its entry there is validation, which does not count."""
         nonlocal batches, precision
         if entry["kind"] == "epoch":
             watch.resume()
@@ -89,13 +95,23 @@ def run(job: dict[str, Any]) -> None:
             watch.step()
 
     with suppress(shared.Over):
-        train(model, data, loss=loss, epochs=epochs, seed=job["seed"], callback=clock, log_every=1)
+        train(model, data, seed=job["seed"], callback=clock, log_every=1, **options)
     peak = shared.peak_mib()
     model.load_state_dict(best)
     torch.save(model.state_dict(), Path(job["folder"]) / "model.pt")
+    wide, tests = given["test"].shape[1], shared.split_of(sequences, "test")[0]
+    few = [user for user in chosen.tolist() if len(tests[user]) <= wide][: shared.ASKED]
+    said = model.recommend(given["test"][few], k=shared.K).items.tolist()
     served = shared.requests(lambda users: model.recommend(given["test"][users], k=shared.K), len(sequences))
     parameters = sum(p.numel() for p in model.parameters())
-    account = {**watch.account(batches), "peak_mib": peak, "parameters": parameters, "serving": served, "precision": precision}
+    account = {
+        **watch.account(batches),
+        "peak_mib": peak,
+        "parameters": parameters,
+        "serving": served,
+        "agreement": shared.agreement(vectors(given["test"][few]), [tests[user] for user in few], said),
+        "precision": precision,
+    }
     shared.write(Path(job["folder"]), vectors(given["test"]), account)
 
 

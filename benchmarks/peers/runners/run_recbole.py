@@ -116,7 +116,7 @@ def run(job: dict[str, Any]) -> None:
 
     def validate() -> float:
         histories, targets = those("valid", chosen)
-        found = shared.ndcg(vectors(histories), histories, targets)
+        found: float = shared.ndcg(vectors(histories), histories, targets)
         model.train()
         return found
 
@@ -137,14 +137,24 @@ def run(job: dict[str, Any]) -> None:
         scores = model.full_sort_predict(Interaction({model.ITEM_SEQ: ids, model.ITEM_SEQ_LEN: lengths}))
         scores = scores.view(len(users), -1)
         scores[:, 0] = -torch.inf
-        return scores.scatter_(1, ids, -torch.inf).topk(shared.K).indices
+        top: Tensor = scores.scatter_(1, ids, -torch.inf).topk(shared.K).indices
+        return top
 
+    few = [user for user in chosen if len(histories[user]) <= width][: shared.ASKED]
+    said = [[int(tokens[i]) for i in row] for row in answer(few).tolist()]
+    seen = [histories[user] for user in few]
     served = shared.requests(answer, len(sequences))
     parameters = sum(p.numel() for p in model.parameters())
     shared.write(
         Path(job["folder"]),
         vectors(histories),
-        {**clock.account(len(train_data)), "peak_mib": peak, "parameters": parameters, "serving": served},
+        {
+            **clock.account(len(train_data)),
+            "peak_mib": peak,
+            "parameters": parameters,
+            "serving": served,
+            "agreement": shared.agreement(vectors(seen), seen, said),
+        },
     )
 
 

@@ -82,7 +82,8 @@ def run(job: dict[str, Any]) -> None:
         def validate(self) -> float:
             found = vectors(shown, chosen)
             self.module.torch_model.train()
-            return shared.ndcg(found, [histories[user] for user in chosen], [targets[user] for user in chosen])
+            value: float = shared.ndcg(found, [histories[user] for user in chosen], [targets[user] for user in chosen])
+            return value
 
         def keep(self) -> None:
             best.update(shared.copied(self.module.state_dict()))
@@ -97,11 +98,21 @@ def run(job: dict[str, Any]) -> None:
     peak = shared.peak_mib()
     model.lightning_model.load_state_dict(best)
     test = prepare(shared.split_of(sequences, "test")[0])
+    few = chosen[: shared.ASKED]
+    table = model.recommend(np.array(few), test, k=shared.K, filter_viewed=True)
+    said = [table["item_id"][table["user_id"] == user].tolist() for user in few]
+    seen = [shared.split_of(sequences, "test")[0][user] for user in few]
     served = shared.requests(
         lambda users: model.recommend(np.array(users), test, k=shared.K, filter_viewed=True), len(sequences)
     )
     parameters = sum(p.numel() for p in model.torch_model.parameters())
-    account = {**models["watch"].account(models["batches"]), "peak_mib": peak, "parameters": parameters, "serving": served}
+    account = {
+        **models["watch"].account(models["batches"]),
+        "peak_mib": peak,
+        "parameters": parameters,
+        "serving": served,
+        "agreement": shared.agreement(vectors(test, few), seen, said),
+    }
     shared.write(Path(job["folder"]), vectors(test, everyone), account)
 
 

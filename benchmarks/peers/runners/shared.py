@@ -22,6 +22,7 @@ K = 10
 BLOCK = 512  # users at a time
 MARKS = 6  # validations within a budget, besides those at the end of an epoch
 REQUESTS = 30
+ASKED = 64  # of them, whose recommendations are compared with the vectors
 SOME = 2048  # users who pick the epoch and who are served, evenly spaced
 
 
@@ -55,7 +56,8 @@ def split_of(sequences: Sequence[Sequence[int]], split: str) -> tuple[list[Seque
 
 def some(users: int) -> list[int]:
     """Return at most ``SOME`` users, evenly spaced: the validation and the speed of serving of every library."""
-    return np.linspace(0, users - 1, min(SOME, users)).round().astype(int).tolist()
+    chosen: list[int] = np.linspace(0, users - 1, min(SOME, users)).round().astype(int).tolist()
+    return chosen
 
 
 def ndcg(vectors: Vectors, histories: Sequence[Sequence[int]], targets: Sequence[int], k: int = K) -> float:
@@ -192,6 +194,28 @@ def requests(answer: Callable[[list[int]], object], users: int, rows: int = BLOC
         "request_wall_ms": round(statistics.median(wall[3:]), 3),
         "users_per_cpu_s": round(len(many) / (time.process_time() - started[0]), 1),
     }
+
+
+def agreement(
+    vectors: Vectors, histories: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], k: int = K
+) -> float:
+    """Return how much the library's own recommendations overlap with the best items by its vectors: 1, but for ties.
+
+    It shows that the scores that are ranked are those that the library serves.
+
+    Args:
+        vectors: of the users who were answered, in their order.
+        histories: of the same users; their items are not recommended.
+        answers: what the library recommends to each.
+        k: length of the lists.
+    """
+    total = 0.0
+    for row, (seen, answer) in enumerate(zip(histories, answers, strict=True)):
+        scores = vectors.queries[row].float() @ vectors.items.float().T + vectors.bias.float()
+        scores[torch.as_tensor(seen)] = -torch.inf
+        scores[0] = -torch.inf
+        total += len(set(scores.topk(k).indices.tolist()) & set(answer)) / k
+    return round(total / len(histories), 4)
 
 
 def peak_mib() -> float:
