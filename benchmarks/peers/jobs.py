@@ -72,7 +72,7 @@ class Job:
 
 # RecBole publishes searches on ML-1M, Amazon-Books and Yelp; Amazon-Books is nearest to Beauty. Width 64 and 50 items
 # are those of all its searches. Its best rate for SASRec on Amazon-Books is .0003 (NDCG@10 .1131), with .001 (.1110)
-# next but two. Within minutes the slower rate would not leave the start, so the faster one stands here.
+# the third best. Within minutes the slower rate would not leave the start, so the faster one stands here.
 _RECBOLE = {"MAX_ITEM_LIST_LENGTH": 50, "epochs": 500}
 _RECBOLE_BATCH = {"Beauty": {"train_batch_size": 1024}, "ML-1M": {"train_batch_size": 4096}}
 _RECBOLE_SOURCE = "RecBole, benchmark/hyper/sequential (Amazon-Books, ML-1M)"
