@@ -153,6 +153,13 @@ JOBS = (
         "presets.recipe, but for the width",
         {"n": 1, "d_model": 64},
     ),
+    Job(
+        "ensemble_kd SASRec, width 64, float32",
+        "ensemble_kd",
+        "SASRec",
+        "presets.recipe, but for the width; precision named in place of fit's choice",
+        {"n": 1, "d_model": 64, "precision": "float32"},
+    ),
     Job("ensemble_kd SASRec, three", "ensemble_kd", "SASRec", "ensemble_kd.presets.recipe", {"n": 3}),
     Job(
         "ensemble_kd SASRec, student of three",

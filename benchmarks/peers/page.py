@@ -37,7 +37,8 @@ python -m benchmarks.peers --data-dir FOLDER --minutes 20 --datasets Beauty ML-1
 ```
 
 installs each library from its registry into an environment of its own (pinned in `benchmarks/peers/requirements`),
-trains what is missing, and writes this page. `--only "RecTools BERT4Rec"` trains one of them, `--seeds 0 1 2` more of each.
+trains what is missing, and writes this page. `--only "RecTools BERT4Rec"` trains one of them, `--seeds 0 1 2` more of
+each.
 
 - *Settings* are those that the library's own repository publishes. RecBole's search has .0003 as the best rate for
   SASRec on Amazon-Books (NDCG@10 .1131 there); .001 (.1110 there) stands here, because it learns faster within minutes.
@@ -45,7 +46,8 @@ trains what is missing, and writes this page. `--only "RecTools BERT4Rec"` train
 - *Lines a user writes* are those of the functions that the runners (`benchmarks/peers/runners`) call user code: data,
   model, training. The clock and the measurements are not counted.
 - *A request* is one user's, by the library's own way to recommend ten items: for RecTools `model.recommend`, which
-  looks the user up in a data frame; for RecBole the steps of `full_sort_topk` from the user's items; here `model.recommend`.
+  looks the user up in a data frame; for RecBole the steps of `full_sort_topk` from the user's items; here
+  `model.recommend`.
 - *Many users* are 2,048, in blocks of 512.
 - *Peak memory* is the process's, with the library itself and the data.
 """
@@ -253,6 +255,7 @@ def speed(found: Sequence[Record]) -> str:
     """Return sentences: CPU seconds of an epoch of the peers over ours, at equal width and over all items."""
     seconds = {each["name"]: cpu_s_of_epoch(each) for each in found}
     mine, lines = seconds.get(f"{OURS}, width 64"), []
+    named = seconds.get(f"{OURS}, width 64, float32")
     theirs = {
         name: s for name in ("RecBole SASRec", "RecTools SASRec, softmax") if (s := seconds.get(name)) is not None
     }
@@ -262,6 +265,11 @@ def speed(found: Sequence[Record]) -> str:
             f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here, {said}."
             " RecBole cuts a row for each target, and so reads a history again for each of its items. RecTools predicts"
             " at every position in one pass, as this library does, but computes the padding of short histories, too."
+        )
+    if mine is not None and named is not None and named < mine:
+        lines.append(
+            f'**A loss of ours:** `precision="auto"` chose bfloat16 there, and float32 takes {named:.0f} s'
+            f" ({mine / named:.1f} times as fast): the measurement by which `fit` chooses was wrong on this machine."
         )
     for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
         three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)

@@ -44,7 +44,8 @@ def train(model: EnsembleKD, data: SequenceData, **options: Any) -> None:
 
 def run(job: dict[str, Any]) -> None:
     settings = dict(job["settings"])
-    n, epochs, width = settings.pop("n"), settings.pop("epochs", None), settings.get("d_model")
+    n, epochs, precision = settings.pop("n"), settings.pop("epochs", None), settings.pop("precision", "auto")
+    width = settings.get("d_model")
     if width is not None:
         settings["d_ff"] = 4 * width
     data, encoder_fn = prepare(job["data"], settings)
@@ -54,7 +55,7 @@ def run(job: dict[str, Any]) -> None:
         model, loss = build_student(encoder_fn, job["seed"], teacher)
     else:
         model, loss = build(encoder_fn, n, job["seed"])
-    watched(job, model, data, encoder_fn.keywords["max_len"], loss=loss, epochs=epochs)
+    watched(job, model, data, encoder_fn.keywords["max_len"], loss=loss, epochs=epochs, precision=precision)
 
 
 def watched(job: dict[str, Any], model: EnsembleKD, data: SequenceData, max_len: int, **options: Any) -> None:
