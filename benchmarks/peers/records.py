@@ -15,7 +15,6 @@ from benchmarks.paper.store import pack
 from benchmarks.peers.jobs import Job, by_name
 from benchmarks.peers.ranking import mean_scores, rank
 from ensemble_kd.data import SequenceData
-from ensemble_kd.evaluation.ranking import protocol
 from ensemble_kd.metrics import metric_row
 
 PATH = RESULTS / "peers.jsonl"
@@ -85,7 +84,7 @@ def record(
         "source": job.source,
         "after": job.after,
         "test": {name: round(value, 5) for name, value in metric_row(found).items()},
-        "protocol": protocol(data, "test", "history", 0, len(found)),
+        "protocol": f"{data.held_out} test, {len(found)} users, all {data.num_items} items ranked, exclude='history'",
         "ranks": pack(found),
         **account,
         "lines": lines_of_user_code(job),
