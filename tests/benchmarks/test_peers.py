@@ -205,10 +205,11 @@ def test_the_page_shows_what_a_peer_is_ahead_in(tmp_path: Path) -> None:
     ours = made_up("ensemble_kd SASRec", 0.1)
     better = made_up("RecTools SASRec, sampled", 0.4, peak_mib=400.0, lines=12)
     worse = made_up("RecBole SASRec", 0.05, epoch_cpu_s=[], batches=40)
-    text = page.write(tmp_path, [ours, better, worse]).read_text()
+    narrow = made_up("ensemble_kd SASRec, width 64", 0.09, peak_mib=450.0)
+    text = page.write(tmp_path, [ours, better, worse, narrow]).read_text()
     losses = text.partition("### Where a peer is ahead")[2].partition("\n## ")[0]
-    assert "- test NDCG@10: **RecTools SASRec, sampled** 0.4000 against 0.1000." in losses
-    assert "- peak memory of training, MiB: **RecTools SASRec, sampled** 400 against 500." in losses
+    assert "- test NDCG@10: **RecTools SASRec, sampled** 0.4000, ours 0.1000 and 0.0900 (width 64)." in losses
+    assert "- peak memory of training, MiB: **RecTools SASRec, sampled** 400, ours 500 and 450 (width 64)." in losses
     assert "RecBole" not in losses
     assert "lines" not in losses
     rows = [line for line in text.splitlines() if line.startswith("| RecTools SASRec, sampled | 0.4000")]
@@ -263,7 +264,7 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
         made_up(three, 0.1, epoch_cpu_s=[30.0]),
     ]
     assert "RecTools SASRec, softmax 40 s (4.0 times as long)" in page.speed(rows)
-    assert "take 30 s of CPU an epoch, three trainings of RecTools 120 s: 25 % of them." in page.speed(rows)
+    assert "take 30 s of CPU an epoch, three trainings by RecTools 120 s: 25 % of them." in page.speed(rows)
     assert "A loss of ours" not in page.speed(rows)
     rows.append(made_up("ensemble_kd SASRec, width 64, float32", 0.1, epoch_cpu_s=[5.0]))
     assert "float32 takes 5 s (2.0 times as fast)" in page.speed(rows)
