@@ -290,7 +290,7 @@ def speed(found: Sequence[Record]) -> str:
         if three is not None and single is not None:
             lines.append(
                 f"Three networks of {peer} under `EnsembleKD` take {three:.0f} s of CPU an epoch, three trainings by"
-                f" {peer} {3 * single:.0f} s: {100 * three / (3 * single):.0f} % of them. Most of that is `fit`, not the"
+                f" {peer} {3 * single:.0f} s: {100 * three / (3 * single):.0f} % of them. Most of it is `fit`, not the"
                 " ensemble."
             )
     return "\n".join(lines) + "\n" if lines else ""
