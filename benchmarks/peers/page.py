@@ -348,7 +348,9 @@ def write(folder: Path, everything: Sequence[dict[str, Any]]) -> Path:
             costs(found) + "\n",
             speed(found),
             f"Protocol: {first['protocol']}. Machine: {first['machine']['processor']}, one thread of"
-            f" {first['machine']['cores']}, shared with other work: CPU minutes count, not the clock on the wall.\n",
+            f" {first['machine']['cores']}, shared with other work: CPU minutes count, not the clock on the wall. They"
+            " grow somewhat, too, where others use the same core and its caches, so that small ratios between runs say"
+            " nothing. The intervals are over users: one seed says nothing about the spread over seeds.\n",
             agreed(found),
             "### Settings\n",
             settings(found) + "\n",
