@@ -1,4 +1,4 @@
-"""The precision that "auto" chooses, beside real epochs in both; on x86 the README's model once more with AVX2 alone.
+"""Epochs in float32 and in bfloat16, and in what "auto" chooses; on x86 the README's model once more with AVX2 alone.
 
 Each set of instructions has a process of its own, since torch looks at them once. Seconds are of the processor.
 """
@@ -56,9 +56,7 @@ def _measured(case: str, quick: bool) -> Row:
         note = lambda entry, marks=marks: marks.append(time.process_time()) if entry["kind"] == "epoch" else None  # noqa: E731
         fit(model, data, epochs=2, precision=precision, progress=False, callback=note, **options)  # type: ignore[arg-type]
         seconds[precision] = marks[-1] - marks[-2]  # of the second: the first makes kernels
-    classes = (model.num_items, model.hidden_size)
-    about = {"num_items": model.num_items, "classes": classes, "place": Place()}
-    chosen = choose_precision("fit", "auto", model.encoder, model.device, **about)  # type: ignore[arg-type]
+    chosen = choose_precision("fit", "auto", model.device, place=Place())
     return {
         "model": case,
         "float32_s": sig(seconds["float32"], 3),

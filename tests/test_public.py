@@ -35,7 +35,7 @@ SURFACE = {
     "ensemble": """
         Attributes check_attributes check_catalogue check_model_and_data check_output checksum choose_precision Chosen
         Classifier default_losses EnsembleKD fingerprint ItemLoss learns_from_averages MeanTeachers Mutual Precision
-        probe size_of speedup Step Weighting without_addresses
+        probe size_of Step Weighting without_addresses
     """,
     "errors": """
         EnsembleKDError first_line import_extra
@@ -56,8 +56,8 @@ SURFACE = {
     """,
     "losses": """
         Ambiguity AP attribute_losses Between CCL compile_status distillation_losses Gate ICL item_losses ItemLosses KD
-        Loss LossName LossSum mean_teacher_losses Need Networks On Part sampled_item_losses scale_transfer Spread Teacher
-        Term terms_by_name Weight weighted
+        Loss LossName LossSum mean_teacher_losses Need Networks On Part sampled_item_losses scale_transfer Spread
+        Teacher Term terms_by_name Weight weighted
     """,
     "metrics": """
         CUTOFFS disagreement hit_rate metric_named metric_row METRICS mrr ndcg ranks

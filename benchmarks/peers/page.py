@@ -283,7 +283,8 @@ def speed(found: Sequence[Record]) -> str:
     if mine is not None and named is not None and named < mine:
         lines.append(
             f'**A loss of ours:** `precision="auto"` chose bfloat16 there, and float32 takes {named:.0f} s'
-            f" ({mine / named:.1f} times as fast): the measurement by which `fit` chooses was wrong on this machine."
+            f" ({mine / named:.1f} times as fast): it told the speed from products alone. Since these runs"
+            " it trains in float32 on every CPU."
         )
     for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
         three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)

@@ -14,7 +14,7 @@ from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addr
 from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
 from ensemble_kd.ensemble.mean_teachers import MeanTeachers, learns_from_averages
 from ensemble_kd.ensemble.model import EnsembleKD
-from ensemble_kd.ensemble.precision import Chosen, Precision, choose_precision, speedup
+from ensemble_kd.ensemble.precision import Chosen, Precision, choose_precision
 from ensemble_kd.ensemble.step import Step
 
 __all__ = [
@@ -39,6 +39,5 @@ __all__ = [
     "learns_from_averages",
     "probe",
     "size_of",
-    "speedup",
     "without_addresses",
 ]

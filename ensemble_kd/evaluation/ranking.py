@@ -108,8 +108,8 @@ def evaluate(
         max_len: newest items that the model is shown, never more than it reads; None: all that it reads, or 200 if
             it reads any number.
         batch_size: users at a time.
-        precision: "bfloat16" runs the encoder under autocast; scores are float32. "auto": bfloat16 where the device is
-            faster with it, as of ``fit``, and the report names which.
+        precision: "bfloat16" runs the encoder under autocast; scores are float32. "auto": as of
+            ``fit``, and the report names which.
         metrics: "HR@K", "NDCG@K" and "MRR", with any K.
         place: this process among those that share the users; None: ``model.place``.
 
@@ -140,9 +140,7 @@ def evaluate(
     check_catalogue("evaluate", model, data)
     _require_targets("evaluate", data, split)
     place = model.place if place is None else place
-    chosen = choose_precision(
-        "evaluate", precision, model.encoder, model.device, num_items=model.num_items, classes=None, place=place
-    )
+    chosen = choose_precision("evaluate", precision, model.device, place=place)
     shown = _shown(model, max_len)
     with gathered(model):
         found = torch.cat(

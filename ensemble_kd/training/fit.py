@@ -95,9 +95,9 @@ def fit(
         by_length: encode a batch's rows of similar length together (faster, the same loss), see
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32. "auto": bfloat16 on a
-            CUDA device that computes it natively, and on a CPU that a measurement of under half a second finds more
-            than 1.3 times as fast with it: it rounds, so a small gain is not worth it. Else float32. Each epoch's entry
-            names which, and a resumed run keeps it. Name one for the same numbers on every machine.
+            CUDA device that computes it natively, else float32: bfloat16 costs about one per cent of accuracy, and is
+            often slower on a CPU. Each epoch's entry names which, and a resumed run keeps it. Name one for the same
+            numbers on every machine.
         cuda_graphs: run steps as CUDA graphs: one call of the host in place of hundreds of launches. Each shape of
             batches is captured once, in widths that are multiples of 8, whatever ``schedule`` and ``transfer`` do
             (without the terms that a share of 0 leaves out, it is another step); and padding is computed, since a

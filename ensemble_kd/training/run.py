@@ -64,7 +64,7 @@ class Run:
         self.model, self.settings, self.device, self.place = model, settings, model.device, place
         model.vocabulary = data.vocabulary if model.vocabulary is None else model.vocabulary
         # Taken before training, which may set losses anew or change what encoders have besides their parameters.
-        self.precision = self._choose_precision()
+        self.precision = choose_precision("fit", self.settings.precision, self.device, place=self.place)
         own = run_fingerprint(settings, model, data, self.windows.length, self.precision.name, place)
         every = gather_objects(own, place)
         fingerprint = {name: value for each in every for name, value in each.items()}
@@ -109,22 +109,8 @@ class Run:
         if self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
 
-    def _choose_precision(self) -> Chosen:
-        """Return the precision: the argument's, or what suits the products with the encoder and the classifier."""
-        model, negatives = self.model, self.model.objective.negatives
-        classes = (model.num_items if negatives is None else negatives, model.hidden_size)
-        return choose_precision(
-            "fit",
-            self.settings.precision,
-            model.encoder,
-            self.device,
-            num_items=model.num_items,
-            classes=classes,
-            place=self.place,
-        )
-
     def _keep_precision(self) -> None:
-        """Go on in the precision of the checkpoint: another machine, or a busy one, may have chosen otherwise."""
+        """Go on in the precision of the checkpoint: another machine may have chosen otherwise."""
         kept: Literal["float32", "bfloat16"]
         for kept in ("float32", "bfloat16"):
             here = self.precision
