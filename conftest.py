@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+collect_ignore = ["benchmarks/peers/runners"]  # each is imported in an environment of its own
+
 settings.register_profile("fast", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile(
     "thorough",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import flag, number
+from ensemble_kd.internal import flag, instance, number
 from ensemble_kd.losses.autograd import check_networks, tiled_losses
 from ensemble_kd.losses.formula import Networks, Weight, add_softmax
 from ensemble_kd.losses.items import ItemLosses, item_losses, pairs_of
@@ -80,6 +80,7 @@ def mean_teacher_losses(
     flag(where, "scale_by_temperature_squared", scale_by_temperature_squared)
     ce_weight, kd_weight = number(where, "ce_weight", ce_weight), number(where, "kd_weight", kd_weight)
     learners = Networks(hidden, weight, bias)
+    instance(where, "averages", averages, Networks, "Pass Networks(hidden, weight, bias) of the averaged networks.")
     check_networks(where, learners)
     check_networks(where, averages)
     for name, own, theirs in zip(Networks._fields, learners, averages, strict=True):

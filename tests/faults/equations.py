@@ -7,7 +7,14 @@ from typing import Any
 import torch
 
 from ensemble_kd import functional, metrics, serving
-from ensemble_kd.losses import attribute_losses, distillation_losses, item_losses, sampled_item_losses
+from ensemble_kd.losses import (
+    Networks,
+    attribute_losses,
+    distillation_losses,
+    item_losses,
+    mean_teacher_losses,
+    sampled_item_losses,
+)
 from ensemble_kd.objectives import draw_candidates, mask_positions
 from ensemble_kd.training import clip_members_
 
@@ -39,6 +46,7 @@ def _equations() -> list[Any]:
     warm, squared = {"temperature": "positive"}, {"scale_by_temperature_squared": "flag"}
     one = {"logits": logits, "targets": targets}
     averaged = {"logits": logits, "averages": logits.flip(0), "temperature": 0.5}
+    moved = {"average": torch.zeros(D), "value": torch.ones(D), "decay": 0.9, "step": 2}
     return [
         ("item_cross_entropy", functional.item_cross_entropy, one, _kinds(one)),
         ("kl_divergence", functional.kl_divergence, pairs, _kinds(pairs, **warm)),
@@ -46,6 +54,7 @@ def _equations() -> list[Any]:
         ("ambiguity", functional.ambiguity, {"logits": logits}, {"logits": "tensor"}),
         ("target_distillation", functional.target_distillation, one | {"temperature": 0.5}, _kinds(one, **warm)),
         ("mean_teacher_distillation", functional.mean_teacher_distillation, averaged, _kinds(averaged, **warm)),
+        ("moving_average", functional.moving_average, moved, _kinds(moved, decay="share", step="natural")),
         ("contrast", functional.contrast, views, _kinds(views, **warm, variant="choice")),
         ("pool_sequence", functional.pool_sequence, pooled, _kinds(pooled, pool="choice")),
         ("attribute_cross_entropy", functional.attribute_cross_entropy, attributes, _kinds(attributes)),
@@ -66,11 +75,13 @@ def _losses() -> list[Any]:
     teacher = {"queries": torch.randn(T, 6), "keys": torch.randn(V, 6), "key_bias": torch.randn(V)}
     counts = {"counts": torch.ones(V, dtype=torch.long)}
     items = {**common, **targets, **weights}
+    averages = {"averages": Networks(common["hidden"], common["weight"], common["bias"])}
     tiled = items | chosen | {"tile_rows": 2}
     of_tiled = of_weights | of_chosen
     return [
         ("item_losses", item_losses, tiled, _kinds(tiled, **of_tiled, tile_rows="natural?") | {"valid": "thing?"}),
         ("distillation_losses", distillation_losses, items | teacher, _kinds(items | teacher, **of_weights)),
+        ("mean_teacher_losses", mean_teacher_losses, items | averages, _kinds(items, **of_weights, averages="thing")),
         (
             "sampled_item_losses",
             sampled_item_losses,

@@ -28,7 +28,7 @@ NOT_CALLED = {
 # Types, tables of names, values, small functions that only other functions call, and push_to_hub, which needs a server
 # (tests/export/test_hub.py).
 NOT_CALLED_NAMES = """
-    held_out_states MappedWindows Recipe
+    held_out_states MappedWindows Networks Recipe Teacher Weight weighted
     Aggregate Ambiguity AnySequences AP AtTime autocast Between best_device Calibration Callback Candidates
     Check check_model_and_data Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded
     EnsembleKDError Evaluation Exclude facts FitResult Gate Holdout ItemLosses Loss LossName LossSum main Mutual
