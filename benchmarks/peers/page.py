@@ -304,8 +304,8 @@ def agreed(found: Sequence[Record]) -> str:
         return ""
     return (
         "The ten items that a library itself recommends to each of 64 users were compared with the best ten by the"
-        f" scores that are ranked. In {len(known)} of {len(found)} runs this was done, and {100 * min(known):.1f} % or"
-        " more are the same.\n"
+        f" scores that are ranked. This was done in {len(known)} of {len(found)} runs; in the worst of them"
+        f" {100 * min(known):.1f} % were the same.\n"
     )
 
 
