@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -77,6 +78,30 @@ class Formula(Hashable, Protocol):
             weights: as in ``tile``.
             with_grad: False: the gradient may be None.
         """
+
+
+@dataclass(frozen=True)
+class FixedTeachers:
+    """What formulas of cross-entropy and KD have in common whose teachers do not learn: one call, without a kernel.
+
+    Args:
+        temperature: τ of KD.
+    """
+
+    temperature: float
+
+    @property
+    def compiles(self) -> bool:
+        """True: a tile is elementwise loops and sums over rows."""
+        return True
+
+    def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
+        """There is none."""
+
+    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        """Return the factors of both losses' gradients."""
+        ce_weight, kd_weight = weights
+        return ce_weight, kd_weight / self.temperature
 
 
 class Plan(NamedTuple):

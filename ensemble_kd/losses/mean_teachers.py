@@ -17,7 +17,7 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import flag, instance, number
 from ensemble_kd.losses.autograd import check_networks, tiled_losses
-from ensemble_kd.losses.formula import Networks, Weight, add_softmax
+from ensemble_kd.losses.formula import FixedTeachers, Networks, add_softmax
 from ensemble_kd.losses.items import ItemLosses, item_losses, pairs_of
 from ensemble_kd.losses.pairs import EVERYBODY, Between, Pairs
 
@@ -106,24 +106,14 @@ def mean_teacher_losses(
 
 
 @dataclass(frozen=True)
-class MeanTaught:
+class MeanTaught(FixedTeachers):
     """The formula of n members and their n averages, whose planes are the last: cross-entropy of each, and KD."""
 
-    temperature: float
     pairs: Pairs = EVERYBODY
-    compiles: bool = True
-
-    def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
-        """There is none."""
 
     def parts(self, n: int) -> list[tuple[range, MeanTaught]]:
         """Return all members: each learns from several averages."""
         return [(range(n), self)]
-
-    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-        """Return the factors of both losses' gradients."""
-        ce_weight, kd_weight = weights
-        return ce_weight, kd_weight / self.temperature
 
     def tile(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import flag, number, tensor
 from ensemble_kd.losses.autograd import tiled_losses
-from ensemble_kd.losses.formula import Networks, Weight, add_softmax
+from ensemble_kd.losses.formula import FixedTeachers, Networks, add_softmax
 from ensemble_kd.losses.items import ItemLosses
 
 
@@ -108,23 +108,12 @@ def _check_teacher(where: str, hidden: Tensor, weight: Tensor, queries: Tensor, 
 
 
 @dataclass(frozen=True)
-class Taught:
+class Taught(FixedTeachers):
     """The formula of students and their one teacher, the last plane: cross-entropy of each student, and KD."""
-
-    temperature: float
-    compiles: bool = True
-
-    def kernel(self, *, product: torch.dtype, dtype: torch.dtype, device: torch.device) -> None:
-        """There is none."""
 
     def parts(self, n: int) -> list[tuple[range, Taught]]:
         """Return all students: the teacher's softmax is computed once for them."""
         return [(range(n), self)]
-
-    def slopes(self, weights: tuple[Weight, ...]) -> tuple[Weight, ...]:
-        """Return the factors of both losses' gradients."""
-        ce_weight, kd_weight = weights
-        return ce_weight, kd_weight / self.temperature
 
     def tile(
         self,
