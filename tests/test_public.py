@@ -49,7 +49,8 @@ SURFACE = {
     """,
     "functional": """
         ambiguity attribute_cross_entropy Contrast contrast item_cross_entropy kl_divergence knowledge_distillation
-        mean_teacher_distillation moving_average Pool pool_sequence target_distillation Variant
+        mean_teacher_distillation moving_average Pool pool_sequence power_average target_distillation
+        Variant
     """,
     "growing": """
         grow
@@ -87,7 +88,7 @@ SURFACE = {
     """,
     "training": """
         best_device Callback clip_members_ Cosine fit FitResult Hump Metric Ramp RowAdamW Schedule StepDecay
-        WarmupStableDecay
+        WarmupStableAverage
     """,
 }
 

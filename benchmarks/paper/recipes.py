@@ -25,7 +25,7 @@ from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.losses import Loss
 from ensemble_kd.presets import RELATIVE_BLOCK
-from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay, WarmupStableDecay
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay, WarmupStableAverage
 
 Scale = Literal["smoke", "cpu", "paper"]
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
@@ -130,7 +130,11 @@ class Run:
 
     def schedules(self) -> dict[str, Schedule]:
         """The schedules of ``fit``."""
-        rates: dict[str, Schedule] = {"cosine": Cosine(warmup=0.5), "step": StepDecay(), "settle": WarmupStableDecay()}
+        rates: dict[str, Schedule] = {
+            "cosine": Cosine(warmup=0.5),
+            "step": StepDecay(),
+            "average": WarmupStableAverage(),
+        }
         return {"schedule": rates[self.schedule], "transfer": Ramp(self.transfer_from, self.transfer_full)}
 
 
@@ -154,7 +158,7 @@ DENSE: dict[str, Any] = {
     "window": 200,
     "window_step": None,
     "batch_size": 14,
-    "schedule": "settle",
+    "schedule": "average",
     "precision": "float32",
 }
 # What the authors' code sets, where the paper gives ranges alone.

@@ -100,10 +100,6 @@ class MeanTeachers(ItemLoss):
             else:
                 average.copy_(own[name])
 
-    def restart(self) -> None:
-        """Begin anew with the model's weights."""
-        self.averages.load_state_dict(self.model.state_dict())
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages by the names of the model's own state."""
         return self.averages.state_dict()

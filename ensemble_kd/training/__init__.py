@@ -10,7 +10,7 @@ from ensemble_kd.training.schedules import (
     Ramp,
     Schedule,
     StepDecay,
-    WarmupStableDecay,
+    WarmupStableAverage,
 )
 from ensemble_kd.training.settings import Callback, Metric
 
@@ -24,7 +24,7 @@ __all__ = [
     "RowAdamW",
     "Schedule",
     "StepDecay",
-    "WarmupStableDecay",
+    "WarmupStableAverage",
     "best_device",
     "clip_members_",
     "fit",

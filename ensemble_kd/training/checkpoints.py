@@ -20,6 +20,7 @@ from ensemble_kd.distributed import (
 from ensemble_kd.ensemble import EnsembleKD, MeanTeachers
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import random_state, set_random_state
+from ensemble_kd.training.averaging import WeightAverage
 from ensemble_kd.training.fingerprint import check_same_run
 from ensemble_kd.training.folder import BEST, LAST
 from ensemble_kd.training.state import (
@@ -42,6 +43,7 @@ class Checkpoints:
         fingerprint: of the run.
         shares: samples of its schedules.
         place: of this process.
+        average: of the weights; None: they are not averaged.
         teachers: the averages that teach; None: there are none.
     """
 
@@ -54,10 +56,12 @@ class Checkpoints:
         fingerprint: dict[str, str],
         shares: list[float],
         place: Place,
+        average: WeightAverage | None = None,
         teachers: MeanTeachers | None = None,
     ) -> None:
         self.folder, self.model, self.optimizer, self.parameters = folder, model, optimizer, parameters
-        self.fingerprint, self.shares, self.place, self.teachers = fingerprint, shares, place, teachers
+        self.fingerprint, self.shares, self.place = fingerprint, shares, place
+        self.average, self.teachers = average, teachers
 
     def save(self, progress: Progress) -> None:
         """Write last.pt."""
@@ -65,12 +69,14 @@ class Checkpoints:
             return
         random = gather_objects(random_state(), self.place)
         weights = gather_states(self.model.state_dict(), self.place)
+        averages = gather_states(self.average.values if self.average else {}, self.place)
         optimizer = gather_states(self.optimizer.state_dict(), self.place)
         if self.place.is_first:
             assert weights is not None
+            assert averages is not None
             assert optimizer is not None
-            averages = self.teachers.state_dict() if self.teachers else {}  # the same in every process
-            state = RunState(self.fingerprint, self.shares, weights, optimizer, averages, random, progress)
+            teachers = self.teachers.state_dict() if self.teachers else {}  # the same in every process
+            state = RunState(self.fingerprint, self.shares, weights, optimizer, averages, teachers, random, progress)
             write_state(self.folder / LAST, state)
 
     def save_best(self, weights: dict[str, Tensor], progress: Progress) -> None:
@@ -103,8 +109,10 @@ class Checkpoints:
             self.model.load_state_dict(self._own(state.model))
             moments = own_states(state.optimizer, self.place)
             self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.place.sharded else moments)
+            if self.average:
+                self.average.load(self._own(state.averages), state.progress.averaged)
             if self.teachers:
-                self.teachers.load_state_dict(state.averages)
+                self.teachers.load_state_dict(state.teachers)
             set_random_state(state.random[self.place.rank])
         return state.progress, best
 
@@ -117,7 +125,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)  # of a run that this one has replaced
             return None
         if (progress.epoch, progress.batch) == (progress.best.epoch + 1, 0):
-            weights = self._own(state.model)
+            weights = self._own({**state.model, **state.averages})
             self.save_best(weights, progress)
             return weights
         found = read_state(BestState, path, device=self.model.device)

@@ -8,6 +8,7 @@ from ensemble_kd.data import AnySequences
 from ensemble_kd.distributed import Place
 from ensemble_kd.ensemble import EnsembleKD, fingerprint, without_addresses
 from ensemble_kd.errors import EnsembleKDError
+from ensemble_kd.training.schedules import WarmupStableAverage
 from ensemble_kd.training.settings import SAMPLES, Settings
 
 MAX_NAMED = 5  # differences that an error lists
@@ -18,6 +19,7 @@ def run_fingerprint(
     settings: Settings, model: EnsembleKD, data: AnySequences, window: int, precision: str, place: Place
 ) -> dict[str, str]:
     """Return by name what must be the same for a run to go on; schedules are compared by their ``shares``."""
+    schedule = settings.schedule
     return {
         **{name: repr(getattr(settings, name)) for name in COMPARED},
         "window": repr(window),
@@ -26,6 +28,7 @@ def run_fingerprint(
         "metric": without_addresses(settings.metric),
         "data": f"{data!r} with checksum {data.checksum}",
         "held out": data.held_out,
+        **({"power": repr(schedule.power)} if isinstance(schedule, WarmupStableAverage) else {}),
         **({"processes": str(place)} if place.size > 1 else {}),
         **settings.loss.fingerprint(),
         **fingerprint(model),

@@ -15,7 +15,7 @@ from ensemble_kd.ensemble import EnsembleKD, ItemLoss, Mutual, Precision, check_
 from ensemble_kd.evaluation import Exclude
 from ensemble_kd.internal import member_seed, seeded
 from ensemble_kd.training.run import Run
-from ensemble_kd.training.schedules import Schedule, WarmupStableDecay
+from ensemble_kd.training.schedules import Schedule, WarmupStableAverage
 from ensemble_kd.training.settings import Callback, Metric, Settings, at_most
 from ensemble_kd.training.state import EpochEntry
 
@@ -38,7 +38,7 @@ def fit(
     batch_size: int | None = None,
     lr: float = 2e-3,
     weight_decay: float = 0.0,
-    schedule: Schedule = WarmupStableDecay(),
+    schedule: Schedule = WarmupStableAverage(),
     transfer: Schedule | None = None,
     loss: ItemLoss = Mutual(),
     max_grad_norm: float | None = 5.0,
@@ -66,9 +66,9 @@ def fit(
 
     With sampled ``negatives`` a step moves only those rows of item tables that it touches, see ``RowAdamW``.
 
-    Nothing has to be known of the data: the rate stays until validation stops improving, then falls from the best
-    epoch's weights, and the batch follows from the histories' lengths. ``presets.recipe`` has an encoder's width and
-    dropout for the data; the paper's settings: ``presets.PAPER_FIT``.
+    Nothing has to be known of the data: the rate stays, the weights' average over the steps is validated, and the run
+    ends when that has stopped improving. The batch follows from the histories' lengths. ``presets.recipe`` has an
+    encoder's width and dropout for the data; the paper's settings: ``presets.PAPER_FIT``.
 
     If ``torch.distributed`` is initialised, every process calls ``fit`` with the same arguments and trains on its rows
     of each batch. Gradients are those of one process on the whole batch, except where rows depend on each other
@@ -77,12 +77,14 @@ def fit(
     Args:
         model: on the device where it is to be trained.
         data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
-        epochs: passes over the windows; an upper bound with ``schedule=WarmupStableDecay()``. None: until validation
+        epochs: passes over the windows; an upper bound with ``schedule=WarmupStableAverage()``. None: until validation
             settles, 100 at most. Another schedule, or data that holds nothing out, needs a number.
         batch_size: windows per step, of all processes together. None: as many as have about 1,600 items, from 8 to 64.
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
-        schedule: share of ``lr`` over the run. With ``Cosine()`` it falls all the way; the paper's is ``StepDecay()``.
+        schedule: share of ``lr`` over the run. With the default it stays, and the model is left with an average of its
+            weights; it is validated and kept in their place. With ``Cosine()`` the rate falls all the way, and nothing
+            is averaged; the paper's is ``StepDecay()``.
         transfer: share of the weights of all terms but AP over the run, such as ``Ramp(0.25, 0.5)`` or ``Hump()``.
             Terms of weight 0 are not computed. None: all of the weights from the start.
         loss: how wrong item predictions are, and from whom the members learn: ``Mutual()``, from each other;

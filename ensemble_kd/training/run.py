@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from ensemble_kd.ensemble import (
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import to_device
 from ensemble_kd.losses import Loss, scale_transfer, terms_by_name
+from ensemble_kd.training.averaging import UPDATES, WeightAverage
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
 from ensemble_kd.training.finite import check_terms, check_weights
@@ -38,7 +40,7 @@ from ensemble_kd.training.gradients import clip_members_, member_rows
 from ensemble_kd.training.graphs import StepGraphs, check_graphs, set_rate
 from ensemble_kd.training.log import RunLog
 from ensemble_kd.training.optimizer import RowAdamW
-from ensemble_kd.training.schedules import Stretch, WarmupStableDecay
+from ensemble_kd.training.schedules import WarmupStableAverage
 from ensemble_kd.training.selection import Selection
 from ensemble_kd.training.settings import Settings
 from ensemble_kd.training.state import (
@@ -81,9 +83,20 @@ class Run:
         if settings.cuda_graphs:
             check_graphs(model, settings.loss, place)
             self.graphs = StepGraphs(self._whole_step, self.device, longest=self.windows.length)
+        self.average: WeightAverage | None = None
+        if isinstance(settings.schedule, WarmupStableAverage):
+            self.average = WeightAverage(model, settings.schedule.power)
         self.folder = Path(settings.output_dir) if settings.output_dir is not None else None
         self.checkpoints = Checkpoints(
-            self.folder, model, self.optimizer, self.parameters, fingerprint, settings.shares(), place, self.teachers
+            self.folder,
+            model,
+            self.optimizer,
+            self.parameters,
+            fingerprint,
+            settings.shares(),
+            place,
+            average=self.average,
+            teachers=self.teachers,
         )
         self.log = RunLog(
             self.folder if place.is_first else None, settings.callback, settings.progress and place.is_first
@@ -104,7 +117,7 @@ class Run:
                 self.log.open(entries=0, step=0)
             if s.precision == "auto":
                 self.log.say(f"precision {self.precision.name}: {self.precision.reason}")
-            while self.progress.epoch < self._end() and not self._out_of_patience():
+            while self.progress.epoch < s.epochs and not self._out_of_patience():
                 self._one_epoch()
         if self.best_weights is not None:
             self.model.load_state_dict(self.best_weights)
@@ -138,41 +151,20 @@ class Run:
         if is_new:  # a log begun anew: the next resume is to find no more entries than there are
             self._save()
 
-    def _end(self) -> int:
-        return self.progress.stretch[1] if self.progress.stretch else self.settings.epochs
-
-    def _rate(self, epoch: float) -> float:
-        schedule, stretch = self.settings.schedule, self.progress.stretch
-        if stretch and isinstance(schedule, WarmupStableDecay):
-            return self.settings.lr * schedule.share(epoch, Stretch(*stretch))
-        return self.settings.lr * float(schedule(epoch, self.settings.epochs))
-
-    def _settle(self) -> None:
-        """Begin the last stretch of the schedule if validation has stopped improving: from the best epoch's weights."""
-        schedule, p = self.settings.schedule, self.progress
-        if p.stretch or not isinstance(schedule, WarmupStableDecay) or self.best_weights is None:
-            return
-        stretch = schedule.stretch(done=p.epoch, best=p.best.epoch, epochs=self.settings.epochs)
-        if stretch is not None:
-            p.stretch = list(stretch)
-            self.model.load_state_dict(self.best_weights)
-            if self.teachers:  # later weights than these are not to teach
-                self.teachers.restart()
-            self.log.say(f"validation has settled: {stretch.end - stretch.start} more epochs at a falling rate")
-
     def _out_of_patience(self) -> bool:
-        patience, p = self.settings.patience, self.progress
-        return patience is not None and p.epoch - 1 - p.best.epoch >= patience
+        s, p = self.settings, self.progress
+        given = [s.patience, s.schedule.patience if isinstance(s.schedule, WarmupStableAverage) else None]
+        return any(patience is not None and p.epoch - 1 - p.best.epoch >= patience for patience in given)
 
     def _one_epoch(self) -> None:
         s, p = self.settings, self.progress
         plan = self.windows.plan(p.epoch)
-        self.log.start_bar(len(plan), p.batch, f"epoch {p.epoch + 1}/{self._end()}")
+        self.log.start_bar(len(plan), p.batch, f"epoch {p.epoch + 1}/{s.epochs}")
         self.started, first = time.monotonic(), p.batch
         self.model.train()
         for batch in plan.batches(start=p.batch):
             now = p.epoch + p.batch / len(plan)
-            rate = self._rate(now)
+            rate = s.lr * float(s.schedule(now, s.epochs))
             set_rate(self.optimizer, rate, self.device if self.graphs else None)
             share = 1.0 if s.transfer is None else float(s.transfer(now, s.epochs))
             if self.graphs:
@@ -186,6 +178,9 @@ class Run:
             p.step += 1
             if self.teachers:
                 self.teachers.update(step=p.step)
+            if self.average and (p.batch % max(1, len(plan) // UPDATES) == 0 or p.batch == len(plan)):
+                self.average.update(p.step)
+                p.averaged = p.step
             self.log.advance()
             if p.step % s.log_every == 0:
                 means = self._take_means()
@@ -201,8 +196,13 @@ class Run:
         check_weights(self.model.state_dict(), p.step)
         p.train_s += time.monotonic() - self.started
         self.started = time.monotonic()
-        rows, score = self.selection.validate(p.epoch, self.precision)
-        self._finish_epoch(rows, score, time.monotonic() - self.started)
+        with self.average.in_model() if self.average else nullcontext():
+            rows, score = self.selection.validate(p.epoch, self.precision)
+            better = p.best.epoch < 0 or score > p.best.score
+            if better:
+                p.best = Best(p.epoch, rows, score)
+                self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self._finish_epoch(rows, score, time.monotonic() - self.started, better=better)
 
     def _loss(self, batch: Tensor, share: float | Tensor, lengths: list[int] | None, by_length: bool) -> Step:
         with self.precision.autocast(self.device):
@@ -266,12 +266,8 @@ class Run:
         self.progress.entries += 1
         self.log.write(entry)
 
-    def _finish_epoch(self, rows: Rows, score: float, valid_s: float) -> None:
+    def _finish_epoch(self, rows: Rows, score: float, valid_s: float, *, better: bool) -> None:
         p = self.progress
-        better = p.best.epoch < 0 or score > p.best.score
-        if better:
-            p.best = Best(p.epoch, rows, score)
-            self.best_weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         entry: EpochEntry = {
             "kind": "epoch",
             "epoch": p.epoch,
@@ -286,9 +282,8 @@ class Run:
         p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()
         self._write(entry)
         self.log.say(f"epoch {p.epoch}: {self.selection.summary(rows, score)}, {entry['train_s']:.1f} s")
-        self._settle()  # before the checkpoint, which has the weights that the next epoch begins with
         self._save()
-        # After last.pt, which has the same weights: a run killed between the two finds them there.
+        # After last.pt, which has the same weights, or their averages: a run killed between the two finds them there.
         if better and self.best_weights is not None:
             self.checkpoints.save_best(self.best_weights, p)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from ensemble_kd.internal import choice, number, ratio, whole
 
@@ -69,75 +69,42 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay:
-    """Rise, stay at the full rate until validation stops improving, then go back to the best epoch and fall to the end.
+class WarmupStableAverage:
+    """Rise, then stay at the full rate; the weights' average over the steps is validated and kept in their place.
 
-    For data of which nobody knows how many epochs they take: ``fit(epochs=...)`` is then an upper bound. The schedule
-    follows from the number of epochs and the best of them alone, so that a run resumes exactly.
+    For data of which nobody knows how many epochs they take: ``fit(epochs=...)`` is then an upper bound. Averaging does
+    what a falling rate does, and needs no end that is known before. The run ends when the average has not improved
+    for ``patience`` epochs. A step that was taken long ago counts little, see ``functional.power_average``.
 
-    Source: Hu et al., "MiniCPM", 2024 (warm-up, stable, decay). There the stable stretch is given; here validation ends
-    it.
+    Source: Sandler et al., "Training trajectories, mini-batch losses and the curious role of the learning rate", 2023
+    (averages stand for a falling rate), and Karras et al., CVPR 2024 (step s counts s^power).
 
     Args:
         warmup: epochs of the linear rise.
-        patience: epochs without a better validation that end the stable stretch. At a constant rate validation is
-            noisy, so that a single one says little.
-        decay: share of the run that the fall takes, at least one epoch.
-        floor: share of the rate at the end.
+        power: step s of the run counts s^power in the average. 0: all steps alike; 5: half of the weight lies on the
+            newest 11 % of the steps.
+        patience: epochs without a better validation that end the run.
 
     Raises:
         EnsembleKDError: a number out of its range.
 
     Examples:
-        >>> schedule = WarmupStableDecay(warmup=1, patience=2, decay=0.25)
-        >>> [schedule(epoch, 8) for epoch in (0.5, 3.0, 6.0, 7.0, 8.0)]  # validation improves to the end
-        [0.5, 1.0, 1.0, 0.505, 0.01]
-        >>> schedule.stretch(done=8, best=5, epochs=100)  # after 8 epochs, of which number 5 (from 0) was best
-        Stretch(start=8, end=10)
-        >>> schedule.stretch(done=7, best=5, epochs=100) is None
-        True
+        >>> schedule = WarmupStableAverage(warmup=1)
+        >>> [schedule(epoch, 8) for epoch in (0.5, 1.0, 8.0)]
+        [0.5, 1.0, 1.0]
     """
 
     warmup: float = 0.5
+    power: float = 5.0
     patience: int = 2
-    decay: float = 0.25
-    floor: float = 0.01
 
     def __post_init__(self) -> None:
-        number("WarmupStableDecay", "warmup", self.warmup, least=0)
-        whole("WarmupStableDecay", "patience", self.patience, least=1)
-        number("WarmupStableDecay", "decay", self.decay, above=0, below=1)
-        ratio("WarmupStableDecay", "floor", self.floor)
+        number("WarmupStableAverage", "warmup", self.warmup, least=0)
+        number("WarmupStableAverage", "power", self.power, least=0)
+        whole("WarmupStableAverage", "patience", self.patience, least=1)
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
-        return self.share(epoch, Stretch(epochs - max(1, round(self.decay * epochs)), epochs))
-
-    def stretch(self, *, done: int, best: int, epochs: int) -> Stretch | None:
-        """Return the last stretch, if it is to begin now, because validation has stopped improving.
-
-        Args:
-            done: number of epochs that are done.
-            best: number of the best of them, from 0.
-            epochs: the upper bound.
-        """
-        if done - 1 - best < self.patience or done >= epochs - max(1, round(self.decay * epochs)):
-            return None
-        length = max(1, math.ceil((best + 1) * self.decay / (1 - self.decay) - 1e-9))
-        return Stretch(done, min(epochs, done + length))
-
-    def share(self, epoch: float, stretch: Stretch) -> float:
-        """Return the share of the rate at ``epoch`` (fractional, from 0), where the last stretch is known."""
-        if epoch < self.warmup:
-            return epoch / self.warmup
-        left = (stretch.end - epoch) / (stretch.end - stretch.start)
-        return round(max(self.floor, self.floor + (1 - self.floor) * min(left, 1.0)), 12)
-
-
-class Stretch(NamedTuple):
-    """The epochs in which the rate falls: from the end of epoch ``start`` to the end of the run."""
-
-    start: int
-    end: int
+        return epoch / self.warmup if epoch < self.warmup else 1.0
 
 
 @dataclass(frozen=True)

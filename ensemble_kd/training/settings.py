@@ -15,7 +15,7 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.evaluation import Exclude
 from ensemble_kd.internal import choice, file_path, number, whole
 from ensemble_kd.metrics import metric_named
-from ensemble_kd.training.schedules import Ramp, Schedule, WarmupStableDecay
+from ensemble_kd.training.schedules import Ramp, Schedule, WarmupStableAverage
 
 Callback = Callable[[Mapping[str, Any]], None]
 Metric = str | Callable[[EnsembleKD, AnySequences], float]
@@ -136,7 +136,7 @@ def at_most(epochs: int | None, schedule: Schedule, transfer: Schedule | None, d
     if not data.has_targets("valid"):
         fix = "Pass the number that was best where validation items were held out."
         raise EnsembleKDError("fit", "epochs, for data without validation items", "None", fix)
-    if callable(schedule) and not isinstance(schedule, WarmupStableDecay):
+    if callable(schedule) and not isinstance(schedule, WarmupStableAverage):
         fix = "Pass a number, or leave the schedule out: its default ends by itself."
         raise EnsembleKDError("fit", f"epochs, over which {type(schedule).__name__} spreads", "None", fix)
     if callable(transfer) and not (isinstance(transfer, Ramp) and transfer.unit == "epochs"):

@@ -77,7 +77,7 @@ class Progress:
     entries: int = 0  # lines of log.jsonl
     train_s: float = 0.0  # of the epoch, without validation
     best: Best = field(default_factory=Best)
-    stretch: list[int] = field(default_factory=list)  # start and end of the decay, once validation has settled
+    averaged: int = 0  # the step after which the weights were averaged last; 0: they are not
     history: list[EpochEntry] = field(default_factory=list)
     recent: Means = field(default_factory=Means)  # since the last log entry
     earlier: Means = field(default_factory=Means)  # of the epoch, before that entry
@@ -91,7 +91,8 @@ class RunState:
     shares: list[float]  # samples of the schedules
     model: dict[str, Tensor]
     optimizer: dict[str, Any]  # its own format
-    averages: dict[str, Tensor]  # of the weights, if they teach; else empty
+    averages: dict[str, Tensor]  # of the weights, those that are validated; empty without ``WarmupStableAverage``
+    teachers: dict[str, Tensor]  # of ``KD(teacher="ema")``; empty without it
     random: list[dict[str, Any]]  # ``random_state`` of each process
     progress: Progress
 
@@ -108,8 +109,8 @@ class RunState:
             raise ValueError(f"history of {len(p.history)} epochs at epoch {p.epoch}")
         if p.best.epoch not in (range(p.epoch) if p.epoch else (-1,)):
             raise ValueError(f"the best epoch is {p.best.epoch} at epoch {p.epoch}")
-        if p.stretch and not (len(p.stretch) == 2 and 0 < p.stretch[0] < p.stretch[1]):
-            raise ValueError(f"a decay over the epochs {p.stretch}")
+        if not 0 <= p.averaged <= p.step:
+            raise ValueError(f"weights averaged up to step {p.averaged} at step {p.step}")
         if not math.isfinite(p.best.score):
             raise ValueError(f"the best epoch's score is {p.best.score}")
         if not {"state", "param_groups"} <= self.optimizer.keys():

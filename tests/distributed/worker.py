@@ -36,7 +36,7 @@ from ensemble_kd.encoders import BERT4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.export import save
 from ensemble_kd.internal import files
-from ensemble_kd.training import StepDecay, clip_members_
+from ensemble_kd.training import WarmupStableAverage, clip_members_
 
 V, N = 19, 4
 DATA = synthetic(num_users=23, num_items=80, num_clusters=8, max_len=12)
@@ -169,7 +169,7 @@ def trained(
     model = before(model)
     settings: dict[str, Any] = {
         "transfer": late,
-        "schedule": StepDecay(),
+        "schedule": WarmupStableAverage(),
         "epochs": 2,
         "batch_size": 6,
         "lr": 1e-2,

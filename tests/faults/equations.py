@@ -47,6 +47,7 @@ def _equations() -> list[Any]:
     one = {"logits": logits, "targets": targets}
     averaged = {"logits": logits, "averages": logits.flip(0), "temperature": 0.5}
     moved = {"average": torch.zeros(D), "value": torch.ones(D), "decay": 0.9, "step": 2}
+    powers = {"average": torch.zeros(D), "value": torch.ones(D), "power": 3.0, "step": 2, "since": 1}
     return [
         ("item_cross_entropy", functional.item_cross_entropy, one, _kinds(one)),
         ("kl_divergence", functional.kl_divergence, pairs, _kinds(pairs, **warm)),
@@ -55,6 +56,7 @@ def _equations() -> list[Any]:
         ("target_distillation", functional.target_distillation, one | {"temperature": 0.5}, _kinds(one, **warm)),
         ("mean_teacher_distillation", functional.mean_teacher_distillation, averaged, _kinds(averaged, **warm)),
         ("moving_average", functional.moving_average, moved, _kinds(moved, decay="share", step="natural")),
+        ("power_average", functional.power_average, powers, _kinds(powers, power="positive", step="natural")),
         ("contrast", functional.contrast, views, _kinds(views, **warm, variant="choice")),
         ("pool_sequence", functional.pool_sequence, pooled, _kinds(pooled, pool="choice")),
         ("attribute_cross_entropy", functional.attribute_cross_entropy, attributes, _kinds(attributes)),

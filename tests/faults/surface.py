@@ -36,7 +36,7 @@ from ensemble_kd.objectives import splice
 from ensemble_kd.presets import paper, recipe, strong_kd
 from ensemble_kd.stacking import StackedModule
 from ensemble_kd.testing import check_encoder
-from ensemble_kd.training import Cosine, Hump, Ramp, RowAdamW, StepDecay, WarmupStableDecay
+from ensemble_kd.training import Cosine, Hump, Ramp, RowAdamW, StepDecay, WarmupStableAverage
 from tests.faults import equations, files
 
 V, L = 12, 6
@@ -263,7 +263,7 @@ def _training(model: EnsembleKD, data: SequenceData, folder: Path) -> list[Any]:
          {**asked, "model": "thing", "users": "natural"}),
         ("calibration_error", calibration_error, {"confidence": torch.tensor([0.5, 0.9]), "right": torch.tensor([True, False])}, {"confidence": "tensor", "right": "tensor"}),
         ("evaluate_popularity", evaluate_popularity, {"data": data, "split": "test", **shown}, {**asked, "max_len": "natural"}),
-        ("WarmupStableDecay", WarmupStableDecay, {"warmup": 0.5, "patience": 2, "decay": 0.25, "floor": 0.01}, {"patience": "natural", "floor": "share"}),
+        ("WarmupStableAverage", WarmupStableAverage, {"warmup": 0.5, "power": 3.0, "patience": 2}, {"patience": "natural", "power": "positive"}),
         ("StepDecay", StepDecay, {"every": 100, "factor": 0.1}, {"every": "natural", "factor": "share"}),
         ("Cosine", Cosine, {"warmup": 0.0, "floor": 0.1}, {"floor": "share"}),
         ("Ramp", Ramp, {"start": 0.0, "full": 0.5, "unit": "run"}, {"start": "share", "full": "share", "unit": "choice"}),

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from ensemble_kd import EnsembleKDError
-from ensemble_kd.training import Cosine, Hump, Ramp, StepDecay, WarmupStableDecay
+from ensemble_kd.training import Cosine, Hump, Ramp, StepDecay, WarmupStableAverage
 
 
 def test_schedules() -> None:
@@ -41,6 +41,6 @@ def test_schedules() -> None:
 
 
 def test_the_least_patience_is_one_epoch() -> None:
-    assert WarmupStableDecay(patience=1).patience == 1
+    assert WarmupStableAverage(patience=1).patience == 1
     with pytest.raises(EnsembleKDError, match="expected patience, a whole number >= 1, got 0"):
-        WarmupStableDecay(patience=0)
+        WarmupStableAverage(patience=0)
