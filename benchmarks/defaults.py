@@ -25,6 +25,7 @@ from benchmarks.paper import store
 from benchmarks.paper.analysis import Numbers, ndcg, paired_bootstrap
 from benchmarks.paper.recipes import ENCODERS, Run, load
 from ensemble_kd import KD, EnsembleKD, fit
+from ensemble_kd.ensemble import join
 from ensemble_kd.evaluation import calibrate, evaluate
 from ensemble_kd.losses import Loss
 from ensemble_kd.presets import recipe
@@ -53,6 +54,7 @@ class Trial:
     n: int = 1
     kd: float = 0.0  # weight of KD at temperature 1, from the second epoch on and whole from the fifth
     dropout: float | None = None  # in place of the recipe's
+    classifier: str | None = None  # in place of the recipe's
     cosine: int = 0  # epochs of a falling rate, which have to be known; 0: the default
     lr: float = 2e-3
     seed: int = 0
@@ -60,16 +62,18 @@ class Trial:
     @property
     def key(self) -> str:
         """The name of its folder."""
-        more = "".join(f"-{name}{value:g}" for name, value in asdict(self).items() if isinstance(value, int | float))
+        values = {name: value for name, value in asdict(self).items() if name not in ("dataset", "encoder")}
+        more = "".join(f"-{name}{value}" for name, value in values.items() if value is not None)
         return f"{self.dataset}-{self.encoder}{more}"
 
     def model(self, data: Any) -> EnsembleKD:
         """Return the untrained model."""
         found = recipe(data, ENCODERS[self.encoder])  # type: ignore[arg-type]
         changes = {} if self.dropout is None else {"dropout": self.dropout}
-        make = replace(found, settings={**found.settings, **changes}).encoder_fn
+        found = replace(found, settings={**found.settings, **changes})
         losses: Loss | Literal[0] = self.kd * KD(temperature=1.0) if self.kd else 0
-        return EnsembleKD(make, self.n, losses=losses, seed=self.seed)
+        more = {} if self.classifier is None else {"classifier": self.classifier}
+        return found.ensemble(self.n, losses=losses, seed=self.seed, **more)  # type: ignore[arg-type]
 
     def options(self) -> dict[str, Any]:
         """Return what ``fit`` is given."""
@@ -133,8 +137,7 @@ def mixed(seed: int, kd: float, data: Any, folder: Path) -> Iterator[Record]:
     """Yield the three SASRec and the mixed three of a seed, each with uniform and with calibrated weights."""
     three = trained(replace(THREE[0], kd=kd, seed=seed), data, folder)
     gru = trained(Trial("Beauty", "GRU4Rec", seed=seed), data, folder)
-    members = [three.encoder.member(0), three.encoder.member(1), gru.encoder.member(0)]
-    joined = EnsembleKD.from_members(members, num_items=data.num_items, losses=0)
+    joined = join([three.member(0), three.member(1), gru])
     for name, model in (("three SASRec", three), ("two SASRec and a GRU4Rec", joined)):
         for weights in ("uniform", "calibrated"):
             found = None if weights == "uniform" else calibrate(model, data, "valid")

@@ -1,6 +1,6 @@
 """Settings by data or by name besides the defaults: an encoder's width and dropout, the paper's settings, strong KD.
 
-``EnsembleKD(recipe(data, SASRec).encoder_fn, n=3)`` looks at the data.
+``recipe(data, SASRec).ensemble(n=3)`` looks at the data.
 ``EnsembleKD(encoder_fn, n=3, **presets.paper(item_attributes))`` and ``fit(model, data, **presets.PAPER_FIT)`` go by
 name, as do ``**presets.strong_kd(item_attributes)`` and ``fit(model, data, epochs=10, **presets.STRONG_KD_FIT)``.
 """
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
-from ensemble_kd.ensemble import Attributes
+from ensemble_kd.ensemble import Attributes, EnsembleKD, Options
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import shown
 from ensemble_kd.losses import AP, CCL, ICL, KD
@@ -94,6 +95,13 @@ RELATIVE_BLOCK: Mapping[str, Any] = {
 _DENSE = 100  # training interactions an item from which on data counts as dense
 _ON_DENSE = (64, 0.2)  # width and dropout
 _ON_SPARSE = {SASRec: (128, 0.3), GRU4Rec: (128, 0.3), Caser: (128, 0.3), BERT4Rec: (64, 0.2)}
+_OWN = ("linear", "a table of its own, as in the paper")
+_CLASSIFIERS = {  # and the reason
+    SASRec: ("tied", "the items' embeddings, as in its paper; with a table of its own it overfits sparse data"),
+    GRU4Rec: _OWN,
+    Caser: _OWN,
+    BERT4Rec: _OWN,
+}
 _LENGTHS = (50, 100, 200)  # inputs of an encoder
 
 
@@ -103,17 +111,27 @@ class Recipe:
 
     encoder: Callable[..., nn.Module]
     settings: Mapping[str, Any]  # arguments of the encoder
+    options: Options  # of ``EnsembleKD``
     reasons: Mapping[str, str]  # of those that follow from the data
 
     def encoder_fn(self) -> nn.Module:
         """Return a new encoder: the factory that ``EnsembleKD`` takes."""
         return self.encoder(**self.settings)
 
+    def ensemble(self, n: int = 3, **options: Unpack[Options]) -> EnsembleKD:
+        """Return n such encoders as an untrained ensemble.
+
+        Args:
+            n: members.
+            **options: the keyword arguments of ``EnsembleKD``, in place of the recipe's or besides.
+        """
+        given: Options = {**self.options, **options}
+        return EnsembleKD(self.encoder_fn, n, **given)
+
     def __str__(self) -> str:
-        lines = [f"{name} = {value!r}" for name, value in self.settings.items()]
+        lines = {name: f"{name} = {value!r}" for name, value in {**self.settings, **self.options}.items()}
         return "\n".join(
-            f"{line}  # {self.reasons[name]}" if name in self.reasons else line
-            for name, line in zip(self.settings, lines, strict=True)
+            f"{line}  # {self.reasons[name]}" if name in self.reasons else line for name, line in lines.items()
         )
 
 
@@ -138,6 +156,8 @@ def recipe(data: SequenceData, encoder: type[SASRec | GRU4Rec | Caser | BERT4Rec
         >>> found = recipe(synthetic(num_users=300, num_items=200), SASRec)
         >>> found.settings["d_model"], found.settings["dropout"], found.settings["max_len"]
         (128, 0.3, 50)
+        >>> found.options["classifier"], len(found.ensemble(n=2))
+        ('tied', 2)
         >>> found.reasons["max_len"]
         '95 of 100 histories have at most 29 items'
     """
@@ -161,4 +181,5 @@ def recipe(data: SequenceData, encoder: type[SASRec | GRU4Rec | Caser | BERT4Rec
         settings |= {"d_ff": 4 * settings["d_model"], **RELATIVE_BLOCK}
     often = f"an item has {per_item:.0f} training interactions, {'' if dense else 'not '}{_DENSE} or more"
     length = f"95 of 100 histories have at most {usual} items"
-    return Recipe(encoder, settings, {"d_model": often, "dropout": often, "max_len": length})
+    reasons = {"d_model": often, "dropout": often, "max_len": length, "classifier": _CLASSIFIERS[encoder][1]}
+    return Recipe(encoder, settings, {"classifier": _CLASSIFIERS[encoder][0]}, reasons)

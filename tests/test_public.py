@@ -34,8 +34,8 @@ SURFACE = {
     """,
     "ensemble": """
         Attributes check_attributes check_catalogue check_model_and_data check_output checksum choose_precision Chosen
-        Classifier default_losses EnsembleKD fingerprint ItemLoss learns_from_averages MeanTeachers Mutual Precision
-        probe size_of Step Weighting without_addresses
+        Classifier default_losses EnsembleKD fingerprint ItemLoss join learns_from_averages MeanTeachers Mutual Options
+        Precision probe size_of Step Weighting without_addresses
     """,
     "errors": """
         EnsembleKDError first_line import_extra

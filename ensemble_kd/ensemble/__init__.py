@@ -12,8 +12,9 @@ from ensemble_kd.ensemble.contract import (
 from ensemble_kd.ensemble.defaults import default_losses
 from ensemble_kd.ensemble.fingerprint import checksum, fingerprint, without_addresses
 from ensemble_kd.ensemble.item_loss import Classifier, ItemLoss, Mutual, Weighting
+from ensemble_kd.ensemble.joining import join
 from ensemble_kd.ensemble.mean_teachers import MeanTeachers, learns_from_averages
-from ensemble_kd.ensemble.model import EnsembleKD
+from ensemble_kd.ensemble.model import EnsembleKD, Options
 from ensemble_kd.ensemble.precision import Chosen, Precision, choose_precision
 from ensemble_kd.ensemble.step import Step
 
@@ -25,6 +26,7 @@ __all__ = [
     "ItemLoss",
     "MeanTeachers",
     "Mutual",
+    "Options",
     "Precision",
     "Step",
     "Weighting",
@@ -36,6 +38,7 @@ __all__ = [
     "choose_precision",
     "default_losses",
     "fingerprint",
+    "join",
     "learns_from_averages",
     "probe",
     "size_of",
