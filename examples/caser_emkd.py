@@ -3,10 +3,10 @@
 Trains on a synthetic catalogue in less than a minute on two cores. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.3890  0.5045  0.2764  0.3139  0.2679
-    member 1       0.3830  0.4915  0.2777  0.3129  0.2714
-    member 2       0.3830  0.4930  0.2726  0.3084  0.2647
-    ensemble       0.3920  0.5175  0.2828  0.3237  0.2773
+    member 0       0.3875  0.5030  0.2770  0.3143  0.2690
+    member 1       0.3790  0.4865  0.2741  0.3091  0.2681
+    member 2       0.3815  0.4930  0.2728  0.3089  0.2653
+    ensemble       0.3885  0.5135  0.2817  0.3224  0.2771
     leave-one-out test, 2000 users, all 200 items ranked, exclude='history'
 
 On a file of yours: ``python examples/train.py --encoder caser --data FILE``.

@@ -5,10 +5,10 @@ Its last lines of output::
 
     GPT-2
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
-    member 0       0.3370  0.4530  0.2263  0.2638  0.2196
-    member 1       0.3330  0.4610  0.2272  0.2684  0.2238
-    member 2       0.3350  0.4510  0.2261  0.2641  0.2207
-    ensemble       0.3430  0.4700  0.2318  0.2730  0.2261
+    member 0       0.3350  0.4480  0.2263  0.2628  0.2201
+    member 1       0.3330  0.4600  0.2273  0.2681  0.2239
+    member 2       0.3350  0.4560  0.2283  0.2674  0.2233
+    ensemble       0.3410  0.4650  0.2318  0.2720  0.2268
     leave-one-out test, 1000 users, all 200 items ranked, exclude='history'
 """
 

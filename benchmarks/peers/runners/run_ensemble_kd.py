@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,24 @@ from ensemble_kd.data import SequenceData, read_text
 from ensemble_kd.distillation import FromTeacher
 from ensemble_kd.encoders import SASRec
 from ensemble_kd.ensemble import ItemLoss, Mutual
-from ensemble_kd.presets import recipe
+from ensemble_kd.presets import Recipe, recipe
 
 
-def prepare(path: str, settings: Mapping[str, Any]) -> tuple[SequenceData, Any]:
+def prepare(path: str, settings: Mapping[str, Any]) -> tuple[SequenceData, Recipe]:
     """User code: the text file, and an encoder's settings for it."""
     data = read_text(path)
-    found = recipe(data, SASRec).settings
-    return data, partial(SASRec, **{**found, **settings})
+    found = recipe(data, SASRec)
+    return data, replace(found, settings={**found.settings, **settings})
 
 
-def build(encoder_fn: Any, n: int, seed: int) -> tuple[EnsembleKD, ItemLoss]:
-    """User code: an ensemble whose members learn from each other; n = 1 is a network by itself."""
-    return EnsembleKD(encoder_fn, n=n, seed=seed), Mutual()
+def build(found: Recipe, n: int, seed: int) -> tuple[EnsembleKD, ItemLoss]:
+    """User code: an ensemble whose members learn from each other; or one network, which has nobody to learn from."""
+    return (found.ensemble(n, seed=seed) if n > 1 else found.ensemble(1, seed=seed, losses=0)), Mutual()
 
 
-def build_student(encoder_fn: Any, seed: int, teacher: EnsembleKD) -> tuple[EnsembleKD, ItemLoss]:
+def build_student(found: Recipe, seed: int, teacher: EnsembleKD) -> tuple[EnsembleKD, ItemLoss]:
     """User code of a student: as ``distill`` builds it, so that the clock can see it."""
-    return EnsembleKD(encoder_fn, n=1, seed=seed, losses=10 * KD(temperature=1.0)), FromTeacher(teacher)
+    return found.ensemble(1, seed=seed, losses=10 * KD(temperature=1.0)), FromTeacher(teacher)
 
 
 def train(model: EnsembleKD, data: SequenceData, **options: Any) -> None:
@@ -48,14 +48,14 @@ def run(job: dict[str, Any]) -> None:
     width = settings.get("d_model")
     if width is not None:
         settings["d_ff"] = 4 * width
-    data, encoder_fn = prepare(job["data"], settings)
+    data, found = prepare(job["data"], settings)
     if job["after"]:
-        teacher, _ = build(encoder_fn, 3, job["seed"])
+        teacher, _ = build(found, 3, job["seed"])
         teacher.load_state_dict(torch.load(Path(job["after"]) / "model.pt", weights_only=True))
-        model, loss = build_student(encoder_fn, job["seed"], teacher)
+        model, loss = build_student(found, job["seed"], teacher)
     else:
-        model, loss = build(encoder_fn, n, job["seed"])
-    watched(job, model, data, encoder_fn.keywords["max_len"], loss=loss, epochs=epochs, precision=precision)
+        model, loss = build(found, n, job["seed"])
+    watched(job, model, data, found.settings["max_len"], loss=loss, epochs=epochs, precision=precision)
 
 
 def watched(job: dict[str, Any], model: EnsembleKD, data: SequenceData, max_len: int, **options: Any) -> None:
