@@ -138,11 +138,11 @@ class Recipe:
 def recipe(data: SequenceData, encoder: type[SASRec | GRU4Rec | Caser | BERT4Rec]) -> Recipe:
     """Return an encoder's settings for data, by how often an item occurs and how long histories are.
 
-    They are a start, from two sets of data. Dense: SASRec and GRU4Rec were trained so on ML-1M (267 training
-    interactions an item); Caser and BERT4Rec were not tried. Sparse: on validation of Beauty (13), GRU4Rec, Caser and
-    BERT4Rec were best so among a few settings (benchmarks/paper/recipes.py). SASRec, with this block and ``fit``'s
-    schedule, had .0717 with dropout .3 and .0710 with .5 there (one network, seed 0); with the paper's block, dropout
-    .1 and five epochs, which have to be known, .0735. Rate, batch and epochs are left to ``fit``.
+    ``recipe(data, SASRec).ensemble(n=3)`` is the model; rate, batch and epochs are left to ``fit``. The settings are a
+    start, from two sets of data. Dense: SASRec and GRU4Rec were trained so on ML-1M (267 training interactions an
+    item); Caser and BERT4Rec were not tried. Sparse: on validation of Beauty (13), GRU4Rec, Caser and BERT4Rec were
+    best so among a few settings (benchmarks/paper/recipes.py). What one network reaches so, beside the best that is
+    known on the same data, is in docs/results/defaults.md, written by ``python -m benchmarks.defaults``.
 
     Args:
         data: the sequences; their training part alone is looked at.
