@@ -3,7 +3,7 @@
 ``python -m benchmarks.defaults --data-dir FOLDER`` may be stopped at any moment and called again: finished runs are
 kept, an unfinished one goes on from its last checkpoint. Each of the first runs is one network with the settings of
 ``presets.recipe``. On Beauty there are three SASRec besides, alone and with KD, and of the same seeds a mixed ensemble:
-two of the three SASRec and the GRU4Rec of the first runs, weighted by ``calibrate``. Minutes are of the processor.
+two of the three SASRec and the GRU4Rec of the first runs, weighted by ``calibrate``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -102,16 +101,17 @@ def wanted(seeds: Sequence[int]) -> Iterator[Trial]:
 
 def train(trial: Trial, data: Any, folder: Path) -> Record:
     """Train, test, and keep the best weights."""
-    model, started = trial.model(data), time.process_time()
+    model = trial.model(data)
     found = fit(model, data, seed=trial.seed, output_dir=folder, resume=True, progress=False, **trial.options())
-    minutes = (time.process_time() - started) / 60
     (folder / "last.pt").unlink()
-    return {"trial": asdict(trial), **tested(model, data), **_course(found.history, found.best_epoch, minutes)}
+    return {"trial": asdict(trial), **tested(model, data), **_course(found.history, found.best_epoch)}
 
 
-def _course(history: Sequence[Any], best: int, minutes: float) -> dict[str, Any]:
+def _course(history: Sequence[Any], best: int) -> dict[str, Any]:
+    """Return validation by epoch, the best, and minutes of training and validation, before and after a stop, too."""
     valid = [round(entry["valid"]["ensemble"][METRIC], 5) for entry in history]
-    return {"valid": valid, "best_epoch": best, "cpu_min": round(minutes, 1)}
+    seconds = sum(entry["train_s"] + entry["valid_s"] for entry in history)
+    return {"valid": valid, "best_epoch": best, "minutes": round(seconds / 60, 1)}
 
 
 def tested(model: EnsembleKD, data: Any) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def best_known(dataset: str, encoder: str, records: Sequence[Record]) -> tuple[s
     for line in (RESULTS / "paper_cpu.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         run = Run(**record["run"])
-        if (run.dataset, run.encoder, run.n) == (dataset, encoder, 1):
+        if (run.dataset, run.encoder, run.n, run.negatives) == (dataset, encoder, 1, None):
             what = f"d={run.d_model}, dropout {run.dropout:g}, {run.epochs} epochs, {run.precision}"
             groups.setdefault(what, []).append((max(record["valid"]), score(record)))
     for record in records:
@@ -212,8 +212,9 @@ def page(records: Sequence[Record]) -> str:
         "`fit(model, data)` with an encoder of `presets.recipe`: no length, rate, batch or dropout is chosen by hand.",
         "The best known are one network's settings whose length, rate and dropout were chosen by validation there.",
         "NDCG@10 on test, history excluded, mean ± standard deviation over seeds (their number).",
+        "Minutes of one thread, on a machine that was shared with other runs.",
         "",
-        "| data | encoder | validation | test | epochs | CPU minutes | best known | its settings | share |",
+        "| data | encoder | validation | test | epochs | minutes | best known | its settings | share |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for dataset, encoder in FIRST:
@@ -224,14 +225,14 @@ def page(records: Sequence[Record]) -> str:
         test = [score(r) for r in own]
         cells = [dataset, encoder, spread([max(r["valid"]) for r in own]), spread(test)]
         cells += [f"{statistics.mean(r['best_epoch'] + 1 for r in own):.0f}"]
-        cells += [f"{statistics.mean(r['cpu_min'] for r in own):.0f}"]
+        cells += [f"{statistics.mean(r['minutes'] for r in own):.0f}"]
         cells += [spread(known), what, f"{statistics.mean(test) / statistics.mean(known):.3f}"] if known else ["–"] * 3
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "## Three networks on Beauty",
         "",
-        "| | validation | members | ensemble | epochs | CPU minutes |",
+        "| | validation | members | ensemble | epochs | minutes |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for each, name in zip(THREE, ("three SASRec, independent", "three SASRec, KD of 1"), strict=True):
@@ -239,7 +240,7 @@ def page(records: Sequence[Record]) -> str:
         if own:
             cells = [name, spread([max(r["valid"]) for r in own]), spread([members(r) for r in own])]
             cells += [spread([score(r) for r in own]), f"{statistics.mean(r['best_epoch'] + 1 for r in own):.0f}"]
-            cells += [f"{statistics.mean(r['cpu_min'] for r in own):.0f}"]
+            cells += [f"{statistics.mean(r['minutes'] for r in own):.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_mixed_lines([r for r in records if "mixed" in r]), *_claims(records)]
     machines = sorted({f"{r['machine']['processor']}, torch {r['machine']['torch']}" for r in records})
@@ -317,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(trial.key, flush=True)
         record = train(trial, load(trial.dataset, args.data_dir), args.output / trial.key)
         append(args.results, record)
-        print(f"  {record['test']['ensemble']}, {record['cpu_min']} minutes", flush=True)
+        print(f"  {record['test']['ensemble']}, {record['minutes']} minutes", flush=True)
     for seed in [] if args.report_only else args.seeds:
         for kd in (0.0, 1.0):
             records = read(args.results)
