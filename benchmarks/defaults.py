@@ -180,14 +180,19 @@ def members(record: Record) -> float:
 
 
 def best_known(dataset: str, encoder: str, records: Sequence[Record]) -> tuple[str, list[float]]:
-    """Return the best settings by validation among one network's runs whose length was chosen, and their tests."""
+    """Return the best settings by validation among runs whose length or schedule was chosen, and their tests.
+
+    They are one network's, or the mean of three independent ones with the schedule that came before this one.
+    """
     groups: dict[str, list[tuple[float, float]]] = {}
     for line in (RESULTS / "paper_cpu.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         run = Run(**record["run"])
-        if (run.dataset, run.encoder, run.n, run.negatives) == (dataset, encoder, 1, None):
+        earlier = run.schedule == "settle"
+        if (run.dataset, run.encoder, run.negatives) == (dataset, encoder, None) and (run.n == 1 or earlier):
             what = f"d={run.d_model}, dropout {run.dropout:g}, {run.epochs} epochs, {run.precision}"
-            groups.setdefault(what, []).append((max(record["valid"]), score(record)))
+            found = (max(record["valid"]), members(record) if earlier else score(record))
+            groups.setdefault(f"{what}, 200 items" if earlier else what, []).append(found)
     for record in records:
         if "trial" in record and record["trial"]["cosine"] and record["trial"]["dataset"] == dataset:
             trial = Trial(**record["trial"])
