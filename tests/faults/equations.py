@@ -56,7 +56,7 @@ def _equations() -> list[Any]:
         ("target_distillation", functional.target_distillation, one | {"temperature": 0.5}, _kinds(one, **warm)),
         ("mean_teacher_distillation", functional.mean_teacher_distillation, averaged, _kinds(averaged, **warm)),
         ("moving_average", functional.moving_average, moved, _kinds(moved, decay="share", step="natural")),
-        ("power_average", functional.power_average, powers, _kinds(powers, power="positive", step="natural")),
+        ("power_average", functional.power_average, powers, _kinds(powers, power="not_negative", step="natural")),
         ("contrast", functional.contrast, views, _kinds(views, **warm, variant="choice")),
         ("pool_sequence", functional.pool_sequence, pooled, _kinds(pooled, pool="choice")),
         ("attribute_cross_entropy", functional.attribute_cross_entropy, attributes, _kinds(attributes)),

@@ -35,6 +35,10 @@ def positive(_: Any) -> list[Any]:
     return [*_odd(), None, True, 0, 0.0, -1e-9, float("nan"), -float("inf"), "0.1", HUGE**20]
 
 
+def not_negative(_: Any) -> list[Any]:
+    return [*_odd(), None, True, -1, -1e-9, float("nan"), -float("inf"), "0.1", HUGE**20]
+
+
 def share(_: Any) -> list[Any]:
     return [*_odd(), None, True, -0.1, 1.1, float("nan"), float("inf"), "0.5"]
 
@@ -138,6 +142,7 @@ KINDS: dict[str, Callable[[Any], list[Any]]] = {
         whole_number,
         natural,
         positive,
+        not_negative,
         share,
         flag,
         choice,

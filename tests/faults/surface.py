@@ -263,7 +263,7 @@ def _training(model: EnsembleKD, data: SequenceData, folder: Path) -> list[Any]:
          {**asked, "model": "thing", "users": "natural"}),
         ("calibration_error", calibration_error, {"confidence": torch.tensor([0.5, 0.9]), "right": torch.tensor([True, False])}, {"confidence": "tensor", "right": "tensor"}),
         ("evaluate_popularity", evaluate_popularity, {"data": data, "split": "test", **shown}, {**asked, "max_len": "natural"}),
-        ("WarmupStableAverage", WarmupStableAverage, {"warmup": 0.5, "power": 3.0, "patience": 2}, {"patience": "natural", "power": "positive"}),
+        ("WarmupStableAverage", WarmupStableAverage, {"warmup": 0.5, "power": 3.0, "patience": 2}, {"patience": "natural", "power": "not_negative"}),
         ("StepDecay", StepDecay, {"every": 100, "factor": 0.1}, {"every": "natural", "factor": "share"}),
         ("Cosine", Cosine, {"warmup": 0.0, "floor": 0.1}, {"floor": "share"}),
         ("Ramp", Ramp, {"start": 0.0, "full": 0.5, "unit": "run"}, {"start": "share", "full": "share", "unit": "choice"}),
