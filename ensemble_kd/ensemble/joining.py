@@ -23,10 +23,10 @@ def join(models: Sequence[EnsembleKD]) -> EnsembleKD:
         models: of the same items and the same kind of objective. They are copied, and stay as they are.
 
     Returns:
-        The ensemble, on the device of the first, without losses between members.
+        The ensemble, on the device of all, without losses between members.
 
     Raises:
-        EnsembleKDError: no models, other items or objectives, or members in other processes.
+        EnsembleKDError: no models, other items, objectives or devices, or members in other processes.
 
     Examples:
         >>> from ensemble_kd.encoders import GRU4Rec, SASRec
@@ -45,9 +45,10 @@ def join(models: Sequence[EnsembleKD]) -> EnsembleKD:
             ("num_items", model.num_items, models[0].num_items),
             ("objective", type(model.objective).__name__, type(models[0].objective).__name__),
             ("vocabulary", model.vocabulary, models[0].vocabulary),
+            ("device", model.device, models[0].device),
         ):
             if own != first:
-                fix = "Join ensembles that were trained on the same items, to predict the same positions."
+                fix = "Join ensembles on one device that were trained on the same items, to predict the same positions."
                 raise EnsembleKDError("join", f"models[{i}] with {name} {first}, as the first", own, fix)
     classifiers, lengths = {model.classifier for model in models}, [m.max_len for m in models if m.max_len is not None]
     joined = EnsembleKD.from_members(
@@ -61,9 +62,9 @@ def join(models: Sequence[EnsembleKD]) -> EnsembleKD:
     )
     found = [whole_classifier(model) for model in models]
     with torch.no_grad():
-        joined.item_classifier.bias.copy_(torch.cat([each.bias.to(joined.device) for each in found]))
+        joined.item_classifier.bias.copy_(torch.cat([each.bias for each in found]))
         if joined.item_classifier.weight is not None:
             widest = joined.hidden_size
-            filled = [F.pad(each.weight, (0, widest - each.weight.shape[-1])).to(joined.device) for each in found]
+            filled = [F.pad(each.weight, (0, widest - each.weight.shape[-1])) for each in found]
             joined.item_classifier.weight.copy_(torch.cat(filled))
     return joined.train(models[0].training)

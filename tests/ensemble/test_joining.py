@@ -73,6 +73,8 @@ def test_what_does_not_fit_is_refused() -> None:
         join([sasrec("linear"), masked])
     with pytest.raises(EnsembleKDError, match=r"join: expected models\[1\] with num_items 9, as the first, got 8"):
         join([sasrec("linear"), fewer])
+    with pytest.raises(EnsembleKDError, match=r"models\[1\] with device cpu, as the first, got meta"):
+        join([sasrec("linear"), sasrec("linear").to("meta")])
     with pytest.raises(EnsembleKDError, match=r"models\[1\] with vocabulary"):
         join([sasrec("linear", vocabulary=words), sasrec("linear", vocabulary=others)])
     with pytest.raises(EnsembleKDError, match=r"join: expected models\[0\], a EnsembleKD|join: expected models\[0\]"):
