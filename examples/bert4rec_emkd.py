@@ -5,10 +5,10 @@ what it recommends to a user, and draws the learning curves. Its last lines of o
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
     popularity     0.0765  0.1230  0.0486  0.0636  0.0590
-    member 0       0.1420  0.2010  0.0976  0.1164  0.1036
-    member 1       0.1360  0.1960  0.0967  0.1159  0.1049
-    member 2       0.1455  0.2035  0.1023  0.1213  0.1093
-    ensemble       0.1610  0.2200  0.1119  0.1310  0.1169
+    member 0       0.1415  0.2055  0.0993  0.1198  0.1067
+    member 1       0.1370  0.2005  0.0974  0.1179  0.1056
+    member 2       0.1435  0.2060  0.1029  0.1233  0.1111
+    ensemble       0.1580  0.2205  0.1118  0.1322  0.1183
     leave-one-out test, 2000 users, all 600 items ranked, exclude='history'; weights of epoch 14 of 14
 
 On a file of yours: ``python examples/train.py --encoder bert4rec --data FILE``.
