@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
     p.add_argument("--data-dir", type=Path, help="folder of Beauty.txt, ML-1M.txt and their attributes; not for smoke")
     p.add_argument("--scale", choices=("smoke", "cpu", "paper"), default="cpu", help="minutes, hours, or a GPU's days")
-    p.add_argument("--datasets", nargs="+", choices=DATASETS, default=["Beauty", "ML-1M"])
+    p.add_argument("--datasets", nargs="+", choices=DATASETS, help="default: Beauty, and ML-1M at scale paper")
     p.add_argument("--only", nargs="+", default=[], metavar="TABLE", help="table1 table3 table4 table5 figure3 ...")
     p.add_argument("--report-only", action="store_true", help="train nothing")
     p.add_argument("--minutes", type=float, help="begin no run after so many")
@@ -56,6 +56,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         args.results, args.report = args.results or args.output / "results.jsonl", args.report or args.output
     elif args.data_dir is None and not args.report_only:
         p.error("--data-dir is needed, but for --scale smoke and --report-only")
+    elif args.scale == "cpu" and args.datasets not in (None, ["Beauty"]):
+        p.error("the settings of scale cpu are Beauty's; for other data: python -m benchmarks.defaults")
+    args.datasets = args.datasets or (["Beauty", "ML-1M"] if args.scale == "paper" else ["Beauty"])
     args.results = args.results or RESULTS / f"paper_{args.scale}.jsonl"
     args.report = args.report or HERE
     names = [table.name for table in study(args.scale, args.datasets)]

@@ -121,21 +121,13 @@ def tested(claim: Claim, tables: Sequence[Table], done: Mapping[str, Record]) ->
     return paired_bootstrap(first, second)
 
 
-def verdict(test: Test | None) -> str:
-    """Return a verdict on the claim from the difference.
-
-    Drawing users anew says nothing of other seeds: fewer than three settle nothing, and four of five must agree.
+def verdict(test: Test) -> str:
+    """Return a verdict on the claim from the difference; four of five seeds must agree.
 
     Examples:
-        >>> verdict(None), verdict(Test(0.1, 0.0, 0.2, 0.5, 3, 3)), verdict(Test(-0.1, -0.2, -0.01, 0.02, 0, 3))
-        ('not run', 'not settled', 'does not hold')
-        >>> verdict(Test(0.1, 0.05, 0.2, 0.01, 1, 1))
-        'not settled, 1 seed'
+        >>> verdict(Test(0.1, 0.0, 0.2, 0.5, 3, 3)), verdict(Test(-0.1, -0.2, -0.01, 0.02, 0, 3))
+        ('not settled', 'does not hold')
     """
-    if test is None:
-        return "not run"
-    if test.seeds < SEEDS:
-        return f"not settled, {test.seeds} seed{'s' * (test.seeds > 1)}"
     agreeing = test.wins if test.difference > 0 else test.seeds - test.wins
     if test.p >= LEVEL or agreeing < AGREEING * test.seeds:
         return "not settled"

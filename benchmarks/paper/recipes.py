@@ -148,19 +148,6 @@ def load(dataset: str, folder: Path | None) -> SequenceData:
 
 
 INDEPENDENT: dict[str, Any] = {"icl": 0.0, "ccl": 0.0, "kd": 0.0}
-# Dense data: an epoch predicts every item of a long history once, with up to 200 before it, in steps of few windows.
-DENSE: dict[str, Any] = {
-    **INDEPENDENT,
-    "ap": 0.0,
-    "epochs": 12,
-    "dropout": 0.2,
-    "block": "relative",
-    "window": 200,
-    "window_step": None,
-    "batch_size": 14,
-    "schedule": "average",
-    "precision": "float32",
-}
 # What the authors' code sets, where the paper gives ranges alone.
 AUTHORS: dict[str, Any] = {"icl": 0.01, "ccl": 0.01, "kd": 0.001, "temperature": 0.3, "kd_temperature": 0.3}
 PAPER: dict[str, Any] = {
@@ -187,7 +174,7 @@ def recipe(scale: Scale, dataset: str, encoder: str) -> dict[str, Any]:
     if scale == "paper":
         window = {"Beauty": 15, "ML-1M": 40}.get(dataset, 20)
         return {**PAPER, **masked, "window": window, "window_step": 10 if dataset == "ML-1M" else 1}
-    return {**CPU[encoder], **CPU_ON.get((dataset, encoder), {})}
+    return CPU[encoder]
 
 
 # Found on validation of Beauty, one network each, seed 0; batch_size, lr and epochs go together. What else was tried
@@ -210,10 +197,4 @@ CPU: dict[str, dict[str, Any]] = {
         "batch_size": 256,
         "classifier": "linear",
     },
-}
-# Fewer epochs than are best for three independent networks: twice as many have .1858 on validation of ML-1M (SASRec) in
-# place of .1764, and .0709 on that of Beauty (GRU4Rec) in place of .0660.
-CPU_ON: dict[tuple[str, str], dict[str, Any]] = {
-    ("ML-1M", "SASRec"): {"d_model": 64, "dropout": 0.2, "epochs": 10},
-    ("ML-1M", "GRU4Rec"): {"d_model": 64, "dropout": 0.2, "epochs": 10},
 }

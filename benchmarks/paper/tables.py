@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.paper import published
-from benchmarks.paper.recipes import DENSE, INDEPENDENT, Run, Scale, recipe
+from benchmarks.paper.recipes import INDEPENDENT, Run, Scale, recipe
 
-TELLING = ("(1)", "(5)", "(6)")  # rows of Table 4 for every dataset
 TRANSFORMERS = ("SASRec", "BERT4Rec")
 AUTOREGRESSIVE = ("GRU4Rec", "Caser", "SASRec")
 FOUR = (*AUTOREGRESSIVE, "BERT4Rec")
@@ -48,7 +47,7 @@ class Study:
     def __init__(self, scale: Scale, dataset: str) -> None:
         self.scale, self.dataset, self.base = scale, dataset, base(scale)
         self.twice: dict[str, Any] = {"epochs": 2 * recipe(scale, dataset, self.base)["epochs"]}
-        self.main = {"smoke": 1, "cpu": 3 if dataset == "Beauty" else 1, "paper": 5}[scale]  # seeds
+        self.main = {"smoke": 1, "cpu": 3, "paper": 5}[scale]  # seeds
 
     def run(self, encoder: str, n: int, seed: int = 0, **changes: Any) -> Run:
         """A run by the recipe; one network has nobody to learn from, so what it cannot use does not name it."""
@@ -91,11 +90,9 @@ class Study:
             ("(2) without ICL", 3, self.main, {"icl": 0.0}),
             ("(8) EMKD (4)", 4, self.main, {}),
         ]
-        few = self.scale == "cpu" and self.dataset != "Beauty"
         rows = [
             self.row(label, self.base, n, paper=numbers.get(label), seeds=seeds, **changes)
             for label, n, seeds, changes in without
-            if not few or label.startswith(TELLING)
         ]
         return Table("table4", f"Table 4: what each part adds ({self.base})", self.dataset, tuple(rows))
 
@@ -180,9 +177,8 @@ class Study:
         return Table("best", "The best that we know: strong KD, and longer training", self.dataset, tuple(rows))
 
     def elsewhere(self) -> Table:
-        encoders = [e for e in FOUR if e != self.base] if self.dataset == "Beauty" else [self.base]
         rows = []
-        for e in encoders:
+        for e in (each for each in FOUR if each != self.base):
             twice = {"epochs": 2 * recipe(self.scale, self.dataset, e)["epochs"]}
             rows.append(self.row(f"{e}, KD of 1", e, 3, seeds=1, **STRONG))
             rows.append(self.row(f"{e}, independent", e, 3, seeds=1, **INDEPENDENT))
@@ -190,10 +186,6 @@ class Study:
             rows.append(self.row(f"{e}, independent, twice as long", e, 3, seeds=1, **INDEPENDENT, **twice))
             rows.append(self.row(f"{e}, KD of 0.3, twice as long", e, 3, seeds=1, **{**STRONG, "kd": 0.3}, **twice))
         return Table("elsewhere", "Strong KD elsewhere", self.dataset, tuple(rows))
-
-    def dense(self) -> Table:
-        rows = [Row("SASRec, 200 items, relative positions, 12 epochs", (plain(Run(self.dataset, "SASRec", **DENSE)),))]
-        return Table("dense", "A long context, small steps: three independent networks", self.dataset, tuple(rows))
 
     def switches(self) -> Table:
         changes: dict[str, dict[str, Any]] = {
@@ -205,13 +197,11 @@ class Study:
         return Table("switches", "What speed costs in accuracy: one network", self.dataset, tuple(rows))
 
     def tables(self) -> list[Table]:
-        short = [self.table_4(), self.table_1()]
-        if self.scale == "cpu" and self.dataset != "Beauty":
-            return [*short, self.elsewhere(), *([self.dense()] if self.dataset == "ML-1M" else [])]
         beyond = [self.attempts(), self.controls(), self.switches()]
         if self.scale == "cpu":
             beyond[1:1] = [self.best(), self.elsewhere()]
-        return [*short, self.figure_4(), self.table_3(), *beyond, self.figure_3(), self.table_5()]
+        papers = [self.table_4(), self.table_1(), self.figure_4(), self.table_3()]
+        return [*papers, *beyond, self.figure_3(), self.table_5()]
 
 
 def plain(run: Run) -> Run:
@@ -236,7 +226,7 @@ def study(scale: Scale, datasets: Sequence[str], only: Sequence[str] = ()) -> li
 # before the others' first seed. BERT4Rec takes many times as long as the rest.
 ORDER = (
     *("table4", "table1", "", "figure4", "attempts", "best", "elsewhere", "table3", "controls"),
-    *("switches", "figure3", "table5", "dense"),
+    *("switches", "figure3", "table5"),
 )
 
 
