@@ -24,11 +24,12 @@ def test_the_study_of_defaults_runs_and_goes_on(tmp_path: Path, monkeypatch: pyt
     records = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
     assert (tmp_path / "results").read_text().startswith(first)
     trials = [Trial(**r["trial"]) for r in records if "trial" in r]
-    assert len(trials) == len(set(trials)) == 5
+    assert len(trials) == len(set(trials)) == 6
     joined = [(r["mixed"], r["kd"], r["weights"]) for r in records if "mixed" in r]
     assert len(joined) == len(set(joined)) == 8
     page = (tmp_path / "page").read_text()
     assert "| LastFM | SASRec |" in page
+    assert "| ML-1M, three SASRec, independent |" in page
     assert "dropout 0.1, 1 epochs, lr 0.002" in page
     assert "The mixed ensemble beats three SASRec, KD of 1, both calibrated" in page
     assert page.count("two SASRec and a GRU4Rec") == 4
