@@ -25,17 +25,16 @@ class WeightAverage:
     """
 
     def __init__(self, model: EnsembleKD, power: float) -> None:
-        self.model, self.power, self.step = model, power, 0  # the step after which it was updated last
+        self.model, self.power = model, power
         with torch.no_grad():
             self.values = {name: own.detach().clone() for name, own in self._own().items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Count the weights after step number ``step`` of the run (from 1), for all steps since the last update."""
+    def update(self, step: int, since: int) -> None:
+        """Count the weights after step number ``step`` of the run (from 1), for all steps after ``since``."""
         for name, own in self._own().items():
             value = self.values[name]
-            value.copy_(power_average(value, own, power=self.power, step=step, since=self.step))
-        self.step = step
+            value.copy_(power_average(value, own, power=self.power, step=step, since=since))
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
@@ -47,11 +46,10 @@ class WeightAverage:
         finally:
             self._set(own)
 
-    def load(self, values: Mapping[str, Tensor], step: int) -> None:
+    def load(self, values: Mapping[str, Tensor]) -> None:
         """Go on from the averages of a checkpoint, of the same names and shapes."""
         for name, value in self.values.items():
             value.copy_(values[name])
-        self.step = step
 
     @torch.no_grad()
     def _set(self, values: Mapping[str, Tensor]) -> None:

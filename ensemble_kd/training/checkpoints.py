@@ -110,7 +110,7 @@ class Checkpoints:
             moments = own_states(state.optimizer, self.place)
             self.optimizer.load_state_dict(own_moments(moments, self.parameters) if self.place.sharded else moments)
             if self.average:
-                self.average.load(self._own(state.averages), state.progress.averaged)
+                self.average.load(self._own(state.averages))
             if self.teachers:
                 self.teachers.load_state_dict(state.teachers)
             set_random_state(state.random[self.place.rank])

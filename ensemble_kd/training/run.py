@@ -179,7 +179,7 @@ class Run:
             if self.teachers:
                 self.teachers.update(step=p.step)
             if self.average and (p.batch % max(1, len(plan) // UPDATES) == 0 or p.batch == len(plan)):
-                self.average.update(p.step)
+                self.average.update(p.step, since=p.averaged)
                 p.averaged = p.step
             self.log.advance()
             if p.step % s.log_every == 0:
