@@ -153,8 +153,15 @@ class Run:
 
     def _out_of_patience(self) -> bool:
         s, p = self.settings, self.progress
-        given = [s.patience, s.schedule.patience if isinstance(s.schedule, WarmupStableAverage) else None]
-        return any(patience is not None and p.epoch - 1 - p.best.epoch >= patience for patience in given)
+        if not p.epoch:
+            return False
+        epochs = p.epoch - 1 - p.best.epoch
+        settled = (
+            isinstance(s.schedule, WarmupStableAverage)
+            and epochs >= s.schedule.patience
+            and epochs * (p.step - p.batch) >= s.schedule.patience_steps * p.epoch
+        )
+        return settled or (s.patience is not None and epochs >= s.patience)
 
     def _one_epoch(self) -> None:
         s, p = self.settings, self.progress

@@ -74,7 +74,8 @@ class WarmupStableAverage:
 
     For data of which nobody knows how many epochs they take: ``fit(epochs=...)`` is then an upper bound. Averaging does
     what a falling rate does, and needs no end that is known before. The run ends when the average has not improved
-    for ``patience`` epochs. A step that was taken long ago counts little, see ``functional.power_average``.
+    for ``patience`` epochs and ``patience_steps`` steps, since epochs of small data have few. A step that was taken
+    long ago counts little, see ``functional.power_average``.
 
     Source: Sandler et al., "Training trajectories, mini-batch losses and the curious role of the learning rate", 2023
     (averages stand for a falling rate), and Karras et al., CVPR 2024 (step s counts s^power).
@@ -83,7 +84,9 @@ class WarmupStableAverage:
         warmup: epochs of the linear rise.
         power: step s of the run counts s^power in the average. 0: all steps alike; 5: half of the weight lies on the
             newest 11 % of the steps.
-        patience: epochs without a better validation that end the run.
+        patience: epochs without a better validation that end the run, ...
+        patience_steps: ... if they have so many steps. With 5 steps an epoch, validation may fall twice at random long
+            before the network has learned.
 
     Raises:
         EnsembleKDError: a number out of its range.
@@ -97,11 +100,13 @@ class WarmupStableAverage:
     warmup: float = 0.5
     power: float = 5.0
     patience: int = 2
+    patience_steps: int = 100
 
     def __post_init__(self) -> None:
         number("WarmupStableAverage", "warmup", self.warmup, least=0)
         number("WarmupStableAverage", "power", self.power, least=0)
         whole("WarmupStableAverage", "patience", self.patience, least=1)
+        whole("WarmupStableAverage", "patience_steps", self.patience_steps, least=0)
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
         return epoch / self.warmup if epoch < self.warmup else 1.0

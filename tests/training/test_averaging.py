@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ensemble_kd import EnsembleKD, EnsembleKDError, fit
 from ensemble_kd.encoders import SASRec
+from ensemble_kd.internal import files
 from ensemble_kd.training import Ramp, WarmupStableAverage
 from ensemble_kd.training.averaging import WeightAverage
 from tests.training.runs import DATA, STEPS, assert_same_checkpoint, sasrec, train
 
-SCHEDULE = WarmupStableAverage(warmup=0.5, power=3.0, patience=2)
+SCHEDULE = WarmupStableAverage(warmup=0.5, power=3.0, patience=2, patience_steps=2 * STEPS)
 SCORES = [1.0, 2.0, 4.0, 3.0, 3.0, 3.0, 9.0]  # of validation: epoch 2 is best, and those after it are worse
 
 
@@ -61,7 +62,7 @@ def test_what_is_validated_is_the_average_of_all_steps() -> None:
 def test_training_goes_on_from_the_weights_and_not_from_their_average() -> None:
     """The same steps as a run that averages nothing: of power 10^9 only the newest step counts."""
     after, *_ = watched()
-    newest, _, metric, _ = watched(schedule=WarmupStableAverage(warmup=0.5, power=1e9))
+    newest, _, metric, _ = watched(schedule=replace(SCHEDULE, power=1e9))
     for step, (one, other) in enumerate(zip(after, newest, strict=True)):
         assert all(torch.equal(t, other[name]) for name, t in one.items()), step
     for epoch, seen in enumerate(metric.weights, start=1):
@@ -72,7 +73,10 @@ def test_the_run_ends_by_itself_at_the_full_rate() -> None:
     _, rates, metric, _ = watched()
     assert len(metric.weights) == 5
     assert [rate for _, rate in rates] == pytest.approx([0.0, 5e-3] + [1e-2] * (5 * STEPS - 2))
-    assert len(watched(schedule=WarmupStableAverage(patience=3))[2].weights) == 6
+    assert len(watched(schedule=replace(SCHEDULE, patience=3))[2].weights) == 6
+    for steps, epochs in ((3 * STEPS, 6), (3 * STEPS + 1, 7)):
+        found = watched(schedule=replace(SCHEDULE, patience_steps=steps), epochs=7)
+        assert len(found[2].weights) == epochs
     assert len(watched(patience=1)[2].weights) == 4  # the sooner of both
 
 
@@ -123,6 +127,24 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stop: int, tmp_path: Pa
     train(sasrec(seed=5), output_dir=tmp_path / "parts", metric=metric_of(stop), resume=True, **options)
     for name in ("last.pt", "best.pt"):
         assert_same_checkpoint(tmp_path / "whole" / name, tmp_path / "parts" / name)
+
+
+def test_steps_of_an_unfinished_epoch_do_not_end_a_run_that_goes_on(tmp_path: Path) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def until(entry: Mapping[str, Any]) -> None:
+        if entry["kind"] == "step" and entry["step"] == 3 * STEPS:
+            raise Stopped
+
+    options: dict[str, Any] = {"log_every": 1, "checkpoint_every_s": 0.0, "output_dir": tmp_path, "epochs": 50}
+    options["schedule"] = replace(SCHEDULE, patience=1, patience_steps=STEPS + 1)
+    with pytest.raises(Stopped):
+        train(sasrec(), metric=Scripted(SCORES[2:]), callback=until, **options)
+    assert files.load(tmp_path / "last.pt")["progress"]["batch"] > 0
+    metric = Scripted(SCORES[4:6])  # those of the third and the fourth epoch
+    train(sasrec(), metric=metric, resume=True, **options)
+    assert len(metric.weights) == 1  # of the epoch that was stopped, after which two have passed
 
 
 def test_a_run_killed_before_its_best_weights_were_written_finds_their_average(tmp_path: Path) -> None:
