@@ -11,28 +11,34 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.common import RESULTS, environment, revision
-from benchmarks.paper import store
-from benchmarks.paper.analysis import Numbers, ndcg, paired_bootstrap
-from benchmarks.paper.recipes import ENCODERS, Run, load
-from ensemble_kd import KD, EnsembleKD, fit
+from benchmarks.common import RESULTS
+from benchmarks.paper.analysis import paired_bootstrap
+from benchmarks.paper.recipes import Run, load
+from benchmarks.trials import (
+    METRIC,
+    Record,
+    Trial,
+    append,
+    members,
+    of_users,
+    read,
+    score,
+    spread,
+    tested,
+    train,
+    trained,
+)
 from ensemble_kd.ensemble import join
 from ensemble_kd.evaluation import calibrate, evaluate
-from ensemble_kd.losses import Loss
-from ensemble_kd.presets import recipe
-from ensemble_kd.training import Cosine, Ramp
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "defaults.md"
-METRIC = "NDCG@10"
-BEST = "best.pt"
 FIRST = (
     ("Beauty", "SASRec"),
     ("Beauty", "GRU4Rec"),
@@ -41,45 +47,6 @@ FIRST = (
     ("LastFM", "SASRec"),
     ("ML-1M", "SASRec"),
 )
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One call of ``fit``, with nothing else given but for what is not its default here."""
-
-    dataset: str
-    encoder: str
-    n: int = 1
-    kd: float = 0.0  # weight of KD at temperature 1, from the second epoch on and whole from the fifth
-    dropout: float | None = None  # in place of the recipe's
-    classifier: str | None = None  # in place of the recipe's
-    cosine: int = 0  # epochs of a falling rate, which have to be known; 0: the default
-    lr: float = 2e-3
-    seed: int = 0
-
-    @property
-    def key(self) -> str:
-        """The name of its folder."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("dataset", "encoder")}
-        more = "".join(f"-{name}{value}" for name, value in values.items() if value is not None)
-        return f"{self.dataset}-{self.encoder}{more}"
-
-    def model(self, data: Any) -> EnsembleKD:
-        """Return the untrained model."""
-        found = recipe(data, ENCODERS[self.encoder])  # type: ignore[arg-type]
-        changes = {} if self.dropout is None else {"dropout": self.dropout}
-        found = replace(found, settings={**found.settings, **changes})
-        losses: Loss | Literal[0] = self.kd * KD(temperature=1.0) if self.kd else 0
-        more = {} if self.classifier is None else {"classifier": self.classifier}
-        return found.ensemble(self.n, losses=losses, seed=self.seed, **more)  # type: ignore[arg-type]
-
-    def options(self) -> dict[str, Any]:
-        """Return what ``fit`` is given."""
-        rate: dict[str, Any] = {"epochs": self.cosine, "schedule": Cosine(warmup=0.5), "lr": self.lr}
-        transfer: dict[str, Any] = {"transfer": Ramp(2, 5, unit="epochs")}
-        return {**(rate if self.cosine else {}), **(transfer if self.kd else {})}
-
 
 # LastFM has no best settings that are known, so these are tried: one network each, the best by validation.
 TUNED = [
@@ -101,40 +68,6 @@ def wanted(seeds: Sequence[int]) -> Iterator[Trial]:
     yield DENSE
 
 
-def train(trial: Trial, data: Any, folder: Path) -> Record:
-    """Train, test, and keep the best weights."""
-    model = trial.model(data)
-    found = fit(model, data, seed=trial.seed, output_dir=folder, resume=True, progress=False, **trial.options())
-    (folder / "last.pt").unlink()
-    return {"trial": asdict(trial), **tested(model, data), **_course(found.history, found.best_epoch)}
-
-
-def _course(history: Sequence[Any], best: int) -> dict[str, Any]:
-    """Return validation by epoch, the best, and minutes of training and validation, before and after a stop, too."""
-    valid = [round(entry["valid"]["ensemble"][METRIC], 5) for entry in history]
-    seconds = sum(entry["train_s"] + entry["valid_s"] for entry in history)
-    return {"valid": valid, "best_epoch": best, "minutes": round(seconds / 60, 1)}
-
-
-def tested(model: EnsembleKD, data: Any) -> dict[str, Any]:
-    """Return metrics by scorer, and each user's ranks."""
-    test = evaluate(model, data, "test", exclude="history")
-    return {
-        "test": {scorer: {metric: round(v, 5) for metric, v in row.items()} for scorer, row in test.rows.items()},
-        "protocol": test.protocol,
-        "ranks": {scorer: store.pack(ranks) for scorer, ranks in test.ranks.items()},
-        "machine": environment(),
-        "revision": revision(),
-    }
-
-
-def trained(trial: Trial, data: Any, folder: Path) -> EnsembleKD:
-    """Return the model of a finished run."""
-    model = trial.model(data)
-    model.load_state_dict(torch.load(folder / trial.key / BEST, weights_only=True)["model"])
-    return model.eval()
-
-
 def mixed(seed: int, kd: float, data: Any, folder: Path) -> Iterator[Record]:
     """Yield the three SASRec and the mixed three of a seed, each with uniform and with calibrated weights."""
     three = trained(replace(THREE[0], kd=kd, seed=seed), data, folder)
@@ -146,39 +79,6 @@ def mixed(seed: int, kd: float, data: Any, folder: Path) -> Iterator[Record]:
             valid = evaluate(model, data, "valid", exclude="history").rows["ensemble"][METRIC]
             about = {"mixed": name, "weights": weights, "kd": kd, "seed": seed, "valid": [round(valid, 5)]}
             yield {**about, "shares": found and [round(float(x), 3) for x in found.weights], **tested(model, data)}
-
-
-def read(path: Path) -> list[Record]:
-    """Return all records."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def append(path: Path, record: Record) -> None:
-    """Add a record."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-
-
-def of_users(record: Record, *, members: bool = False) -> Numbers:
-    """NDCG@10 of each user: the ensemble's, or the mean of its members'."""
-    scorers = [name for name in record["ranks"] if (name != "ensemble") == members]
-    return np.mean([ndcg(store.unpack(record["ranks"][name])) for name in scorers], axis=0)  # type: ignore[no-any-return]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Print a mean, and the standard deviation of several."""
-    mean = f"{statistics.mean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f} ({len(values)})" if len(values) > 1 else f"{mean} (1)"
-
-
-def score(record: Record) -> float:
-    """The ensemble's NDCG@10 on test."""
-    return float(record["test"]["ensemble"][METRIC])
-
-
-def members(record: Record) -> float:
-    """The mean of the members' NDCG@10 on test."""
-    return statistics.mean(float(row[METRIC]) for name, row in record["test"].items() if name != "ensemble")
 
 
 def best_known(dataset: str, encoder: str, records: Sequence[Record]) -> tuple[str, list[float]]:

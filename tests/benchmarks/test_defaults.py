@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import defaults
-from benchmarks.defaults import Trial
+from benchmarks import defaults, trials
+from benchmarks.trials import Trial
+from ensemble_kd import fit
 from ensemble_kd.data import synthetic
 
 
@@ -16,6 +17,7 @@ def test_the_study_of_defaults_runs_and_goes_on(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(defaults, "load", lambda dataset, folder: synthetic(40, 80))
     monkeypatch.setattr(defaults, "FIRST", (("Beauty", "GRU4Rec"), ("LastFM", "SASRec")))
     monkeypatch.setattr(defaults, "TUNED", [Trial("LastFM", "SASRec", dropout=0.1, cosine=1)])
+    monkeypatch.setattr(trials, "fit", lambda *model_and_data, **given: fit(*model_and_data, **{"epochs": 3, **given}))
     files = {name: str(tmp_path / name) for name in ("results", "output", "page")}
     given = ["--data-dir", str(tmp_path), *(f"--{name}={path}" for name, path in files.items()), "--seeds", "0"]
     defaults.main([*given, "--only", "Beauty"])
@@ -23,8 +25,8 @@ def test_the_study_of_defaults_runs_and_goes_on(tmp_path: Path, monkeypatch: pyt
     defaults.main(given)
     records = [json.loads(line) for line in (tmp_path / "results").read_text().splitlines()]
     assert (tmp_path / "results").read_text().startswith(first)
-    trials = [Trial(**r["trial"]) for r in records if "trial" in r]
-    assert len(trials) == len(set(trials)) == 6
+    done = [Trial(**r["trial"]) for r in records if "trial" in r]
+    assert len(done) == len(set(done)) == 6
     joined = [(r["mixed"], r["kd"], r["weights"]) for r in records if "mixed" in r]
     assert len(joined) == len(set(joined)) == 8
     page = (tmp_path / "page").read_text()

@@ -1,59 +1,92 @@
-"""The study of what members pass on: declared attempts, and a table of what has run."""
+"""The study of what members pass on: which attempts what is done asks for, and a table of what has run."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from benchmarks import transfer
+from benchmarks import transfer, trials
 from benchmarks.paper import store
-from benchmarks.transfer import ATTEMPTS, Attempt
-from ensemble_kd import KD
-from ensemble_kd.losses import Ambiguity
+from benchmarks.transfer import ENCODERS, STRENGTHS, attempt
+from benchmarks.trials import FORMULAS, Trial
+from ensemble_kd import fit
+from ensemble_kd.data import synthetic
 
 
-def record(attempt: Attempt, ensemble: int, valid: float) -> dict[str, Any]:
+def record(trial: Trial, valid: float, ensemble: int = 2) -> dict[str, Any]:
     """A finished attempt in which every user's item has the rank ``ensemble``, and one rank worse for a member."""
     ranks = {
         name: store.pack(torch.full((40,), ensemble + worse)) for name, worse in (("ensemble", 0), ("member 0", 1))
     }
+    values = {name: {"NDCG@10": 1 / float(torch.tensor(2.0 + at).log2())} for name, at in
+              (("ensemble", ensemble), ("member 0", ensemble + 1))}  # fmt: skip
     return {
-        "run": asdict(attempt), "ranks": ranks, "valid": [0.0, valid], "best_epoch": 1, "wall_s": 60.0,
-        "members": {"jaccard@10": 0.3, "ambiguity": 0.2}, "machine": {"processor": "a CPU", "torch": "2"},
+        "trial": asdict(trial), "ranks": ranks, "valid": [0.0, valid], "best_epoch": 1, "minutes": 3.0,
+        "test": values, "machine": {"processor": "a CPU", "torch": "2"},
     }  # fmt: skip
 
 
-def test_attempts_differ_in_one_thing_each() -> None:
-    assert len({attempt.key for attempt in ATTEMPTS}) == len(ATTEMPTS)
-    for attempt in ATTEMPTS:
-        assert attempt.precision == "float32"
-        assert (attempt.label.startswith("independent")) == (attempt.losses() == 0)
-    named = {attempt.label: attempt.losses() for attempt in ATTEMPTS}
-    assert named["Ambiguity of -0.5"] == -0.5 * Ambiguity()
-    assert named["KD(part='target') of 3"] == 3 * KD(temperature=1.0, part="target")
-    assert named["KD(gate='better') of 1, longer"] == KD(temperature=1.0, gate="better")
+def test_formulas_have_strengths_and_names_of_their_own() -> None:
+    assert STRENGTHS.keys() == FORMULAS.keys()
+    tried = [attempt(e, f, s) for e in ENCODERS for f, found in STRENGTHS.items() for s in found]
+    assert len({trial.key for trial in tried}) == len(tried)
+    data = synthetic(30, 80)
+    for trial in tried:
+        losses = trial.model(data).losses
+        assert losses == trial.kd * FORMULAS[trial.formula]
+        assert "transfer" in trial.options()
+    assert attempt("SASRec").model(data).losses == 0
 
 
-def test_the_table_compares_with_the_best_independent_one(tmp_path: Path) -> None:
-    sasrec = {attempt.label: attempt for attempt in ATTEMPTS if attempt.encoder == "SASRec"}
-    target = sasrec["KD(part='target') of 1"]
-    runs = [
-        record(sasrec["independent"], 3, 0.07), record(sasrec["independent, longer"], 1, 0.06),
-        record(target, 2, 0.08), record(replace(target, seed=1), 2, 0.08),
-    ]  # fmt: skip
-    path = tmp_path / "results.jsonl"
-    path.write_text("\n".join(json.dumps(run) for run in runs) + "\n")
-    done = transfer.read(path)
-    assert [a.label for a in transfer.winners(done, "SASRec")] == ["independent", target.label]
-    lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in transfer.report(done).splitlines()}
-    assert lines["independent"][8] == f"{1 / torch.tensor(5.0).log2():.4f}"  # at rank 3 from 0
-    assert lines["independent"][9].strip() == ""
-    assert lines[target.label][1] == "2"
-    assert lines[target.label][9].startswith("+0.0693")
-    assert "GRU4Rec" not in transfer.report(done)
-    todo = [a for a in transfer.wanted(done, 2, list(transfer.BASES)) if a.key not in done]
-    assert todo[-1] == replace(sasrec["independent"], seed=1)
+def test_what_is_done_decides_what_is_tried_next() -> None:
+    first = list(transfer.wanted({}, 4))
+    assert len(first) == 2 + 2 * len(STRENGTHS)  # nothing is known to be worth more
+    done = {trial: record(trial, 0.07) for trial in first}
+    assert set(transfer.wanted(done, 1)) == set(done)  # no better than independent
+    good = attempt("SASRec", "target", 3.0)
+    done[good] = record(good, 0.08)
+    more = [trial for trial in transfer.wanted(done, 1) if trial not in done]
+    assert more == [attempt(e, "target", s) for s in (1.0, 10.0) for e in ENCODERS]
+    done |= {trial: record(trial, 0.075) for trial in more}  # better for both
+    assert transfer.winner(done) in (("target", 1.0), ("target", 10.0))
+    seeds = [trial for trial in transfer.wanted(done, 3) if trial not in done]
+    assert [(t.seed, t.encoder, t.kd > 0) for t in seeds] == [
+        (seed, encoder, taught) for seed in (1, 2) for encoder in ENCODERS for taught in (False, True)
+    ]
+
+
+def test_the_table_compares_with_independent_members_of_the_same_seeds() -> None:
+    target = [attempt("SASRec", "target", 3.0, seed) for seed in (0, 1)]
+    records = [record(attempt("SASRec"), 0.07, ensemble=3), *(record(trial, 0.08) for trial in target)]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in transfer.report(records, 4).splitlines()]
+    rows = {cells[0]: cells for cells in lines if cells}
+    assert rows["independent"][7:] == [f"{1 / torch.tensor(5.0).log2():.4f}", ""]
+    taught = rows["`3 * KD(temperature=1.0, part='target')`"]
+    assert taught[1] == "2"
+    assert taught[8].startswith("+0.0693")
+    assert "## GRU4Rec" not in transfer.report(records, 4)
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_takes_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "load", lambda dataset, folder: synthetic(40, 80))
+    monkeypatch.setattr(trials, "fit", partial(fit, epochs=2))
+    monkeypatch.setattr(transfer, "STRENGTHS", {"ambiguity": (-0.5, -0.25, 0.5)})
+    known = attempt("SASRec", "ambiguity", -0.5)
+    (tmp_path / "known").write_text(json.dumps(record(known, 0.0)) + "\n")
+    given = ["--data-dir", str(tmp_path), *(f"--{name}={tmp_path / name}" for name in ("results", "known", "output"))]
+    transfer.main([*given, "--report", str(tmp_path / "page"), "--seeds", "1"])
+    done = [Trial(**r["trial"]) for r in trials.read(tmp_path / "results")]
+    assert done[:3] == [attempt("GRU4Rec"), attempt("SASRec"), attempt("GRU4Rec", "ambiguity", -0.5)]
+    assert known not in done
+    page = (tmp_path / "page").read_text()
+    assert "to run: 0." in page
+    assert page.count("-0.5 * Ambiguity()") == 2
+    transfer.main([*given, "--report", str(tmp_path / "page"), "--seeds", "1"])
+    assert len(trials.read(tmp_path / "results")) == len(done)

@@ -1,0 +1,140 @@
+"""Runs of ``fit`` with nothing else given but for what is compared, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from benchmarks.common import environment, revision
+from benchmarks.paper import store
+from benchmarks.paper.analysis import Numbers, ndcg
+from benchmarks.paper.recipes import ENCODERS
+from ensemble_kd import KD, EnsembleKD, fit
+from ensemble_kd.evaluation import evaluate
+from ensemble_kd.losses import Ambiguity, Loss
+from ensemble_kd.presets import recipe
+from ensemble_kd.training import Cosine, Ramp
+
+METRIC = "NDCG@10"
+BEST = "best.pt"
+FORMULAS: dict[str, Loss] = {
+    "KD": KD(temperature=1.0),
+    "target": KD(temperature=1.0, part="target"),
+    "better": KD(temperature=1.0, gate="better"),
+    "spliced": KD(temperature=1.0, on="spliced"),
+    "ema": KD(temperature=1.0, teacher="ema"),
+    "ambiguity": Ambiguity(),
+}
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One call of ``fit``, with nothing else given but for what is not its default here."""
+
+    dataset: str
+    encoder: str
+    n: int = 1
+    kd: float = 0.0  # weight of the formula, from the second epoch on and whole from the fifth
+    dropout: float | None = None  # in place of the recipe's
+    classifier: str | None = None  # in place of the recipe's
+    cosine: int = 0  # epochs of a falling rate, which have to be known; 0: the default
+    lr: float = 2e-3
+    seed: int = 0
+    formula: str = "KD"  # of FORMULAS
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("dataset", "encoder", "formula")}
+        more = "".join(f"-{name}{value}" for name, value in values.items() if value is not None)
+        return f"{self.dataset}-{self.encoder}{more}{'' if self.formula == 'KD' else f'-{self.formula}'}"
+
+    def model(self, data: Any) -> EnsembleKD:
+        """Return the untrained model."""
+        found = recipe(data, ENCODERS[self.encoder])  # type: ignore[arg-type]
+        changes = {} if self.dropout is None else {"dropout": self.dropout}
+        found = replace(found, settings={**found.settings, **changes})
+        losses: Loss | Literal[0] = self.kd * FORMULAS[self.formula] if self.kd else 0
+        more = {} if self.classifier is None else {"classifier": self.classifier}
+        return found.ensemble(self.n, losses=losses, seed=self.seed, **more)  # type: ignore[arg-type]
+
+    def options(self) -> dict[str, Any]:
+        """Return what ``fit`` is given."""
+        rate: dict[str, Any] = {"epochs": self.cosine, "schedule": Cosine(warmup=0.5), "lr": self.lr}
+        transfer: dict[str, Any] = {"transfer": Ramp(2, 5, unit="epochs")}
+        return {**(rate if self.cosine else {}), **(transfer if self.kd else {})}
+
+
+def train(trial: Trial, data: Any, folder: Path) -> Record:
+    """Train, test, and keep the best weights."""
+    model = trial.model(data)
+    found = fit(model, data, seed=trial.seed, output_dir=folder, resume=True, progress=False, **trial.options())
+    (folder / "last.pt").unlink()
+    return {"trial": asdict(trial), **tested(model, data), **_course(found.history, found.best_epoch)}
+
+
+def _course(history: Sequence[Any], best: int) -> dict[str, Any]:
+    """Return validation by epoch, the best, and minutes: of a usual epoch, since a run may be paused."""
+    valid = [round(entry["valid"]["ensemble"][METRIC], 5) for entry in history]
+    seconds = len(history) * statistics.median(entry["train_s"] + entry["valid_s"] for entry in history)
+    return {"valid": valid, "best_epoch": best, "minutes": round(seconds / 60, 1)}
+
+
+def tested(model: EnsembleKD, data: Any) -> dict[str, Any]:
+    """Return metrics by scorer, and each user's ranks."""
+    test = evaluate(model, data, "test", exclude="history")
+    return {
+        "test": {scorer: {metric: round(v, 5) for metric, v in row.items()} for scorer, row in test.rows.items()},
+        "protocol": test.protocol,
+        "ranks": {scorer: store.pack(ranks) for scorer, ranks in test.ranks.items()},
+        "machine": environment(),
+        "revision": revision(),
+    }
+
+
+def trained(trial: Trial, data: Any, folder: Path) -> EnsembleKD:
+    """Return the model of a finished run."""
+    model = trial.model(data)
+    model.load_state_dict(torch.load(folder / trial.key / BEST, weights_only=True)["model"])
+    return model.eval()
+
+
+def read(path: Path) -> list[Record]:
+    """Return all records."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append(path: Path, record: Record) -> None:
+    """Add a record."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def of_users(record: Record, *, members: bool = False) -> Numbers:
+    """NDCG@10 of each user: the ensemble's, or the mean of its members'."""
+    scorers = [name for name in record["ranks"] if (name != "ensemble") == members]
+    return np.mean([ndcg(store.unpack(record["ranks"][name])) for name in scorers], axis=0)  # type: ignore[no-any-return]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Print a mean, and the standard deviation of several."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f} ({len(values)})" if len(values) > 1 else f"{mean} (1)"
+
+
+def score(record: Record) -> float:
+    """The ensemble's NDCG@10 on test."""
+    return float(record["test"]["ensemble"][METRIC])
+
+
+def members(record: Record) -> float:
+    """The mean of the members' NDCG@10 on test."""
+    return statistics.mean(float(row[METRIC]) for name, row in record["test"].items() if name != "ensemble")
