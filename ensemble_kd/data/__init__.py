@@ -6,7 +6,7 @@ from ensemble_kd.data.blocks import BlockPlan
 from ensemble_kd.data.columns import Table
 from ensemble_kd.data.holdout import AtTime, Cuts, Holdout
 from ensemble_kd.data.mapped import AnySequences, MappedSequences, MappedWindows
-from ensemble_kd.data.ragged import left_padded
+from ensemble_kd.data.ragged import Prefixes, left_padded
 from ensemble_kd.data.readers.amazon import read_amazon
 from ensemble_kd.data.readers.movielens import read_movielens
 from ensemble_kd.data.readers.recbole import read_recbole
@@ -27,6 +27,7 @@ __all__ = [
     "ItemAttributes",
     "MappedSequences",
     "MappedWindows",
+    "Prefixes",
     "SequenceData",
     "Split",
     "Table",

@@ -15,7 +15,7 @@ from torch import Tensor
 from ensemble_kd.data.attributes import ItemAttributes
 from ensemble_kd.data.holdout import NAMES, Named, held
 from ensemble_kd.data.opening import open_sequences
-from ensemble_kd.data.ragged import drawn_spans, window_spans
+from ensemble_kd.data.ragged import Prefixes, training_spans
 from ensemble_kd.data.sequences import SequenceData
 from ensemble_kd.data.splits import Split, window_arguments
 from ensemble_kd.errors import EnsembleKDError
@@ -107,11 +107,16 @@ class MappedSequences:
             yield SequenceData(self.items_of(block), offsets - offsets[0], self.num_items, holdout=self.holdout)
 
     def train_windows(
-        self, max_len: int, step: int | None = 1, min_len: int = 1, seed: Sequence[int] = (0,)
+        self,
+        max_len: int,
+        step: int | None = 1,
+        min_len: int = 1,
+        seed: Sequence[int] = (0,),
+        prefixes: Prefixes = "none",
     ) -> MappedWindows:
         """Return the windows of ``SequenceData.train_windows``, which stay on disk; each block draws its own places."""
-        max_len, step, min_len, seeds = window_arguments("train_windows", max_len, step, min_len, seed)
-        return MappedWindows(self, max_len, step, min_len, tuple(seeds))
+        max_len, step, min_len, seeds = window_arguments("train_windows", max_len, step, min_len, seed, prefixes)
+        return MappedWindows(self, max_len, step, min_len, tuple(seeds), prefixes)
 
     def __repr__(self) -> str:
         attributes = 0 if self.item_attributes is None else self.item_attributes.num_attributes
@@ -133,7 +138,8 @@ class MappedWindows:
         max_len: l, the length of a window.
         step: the distance between a user's windows; None: they are cut at random places.
         min_len: users whose training part is shorter have no window.
-        seed: of those places.
+        seed: of what is drawn.
+        prefixes: see ``SequenceData.train_windows``.
     """
 
     data: MappedSequences
@@ -141,6 +147,7 @@ class MappedWindows:
     step: int | None
     min_len: int
     seed: tuple[int, ...] = (0,)
+    prefixes: Prefixes = "none"
 
     def spans(self, block: int) -> tuple[Tensor, Tensor]:
         """Return the place among a block's items where each of its windows ends, and its length: (w,), (w,)."""
@@ -148,10 +155,10 @@ class MappedWindows:
         totals = offsets.diff() - held(self.data.holdout)  # without the targets of validation and test
         kept = totals >= self.min_len
         starts, totals = (offsets[:-1] - offsets[0])[kept], totals[kept]
-        if self.step is not None:
-            return window_spans(starts, totals, self.max_len, self.step)
         rng = np.random.default_rng([*self.seed, block])
-        return drawn_spans(starts, totals, self.max_len, self.min_len - 1, rng)
+        return training_spans(
+            starts, totals, width=self.max_len, step=self.step, least=self.min_len, prefixes=self.prefixes, rng=rng
+        )
 
     @cached_property
     def counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:

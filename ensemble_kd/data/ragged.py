@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import tensor, whole
 
 MOST_COLUMNS = 1 << 31
+Prefixes: TypeAlias = Literal["none", "one", "all"]
 
 
 def keep_first(items: Tensor, offsets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,30 +82,10 @@ def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Ten
     return sliding[ends].masked_fill_(torch.arange(width) < (width - lengths).unsqueeze(1), 0)
 
 
-def sliding_windows(items: Tensor, offsets: Tensor, width: int, step: int) -> Tensor:
-    """Return windows of ``width`` over each row, oldest first: from the newest back by ``step``, and the oldest.
+def window_spans(starts: Tensor, totals: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]:
+    """Return the ends and lengths, (w,) and (w,), of windows from the newest back by ``step``, and of the oldest one.
 
     A row of at most ``width`` entries is one window; an empty row gives none.
-
-    Args:
-        items: (total,) int64.
-        offsets: (rows + 1,) int64.
-        width: length of a window.
-        step: distance between the starts of neighbouring windows.
-
-    Returns:
-        (w, width) int64, left-padded with 0.
-
-    Examples:
-        >>> sliding_windows(torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([0, 1, 6]), 3, 2).tolist()
-        [[0, 0, 1], [2, 3, 4], [4, 5, 6]]
-    """
-    ends, lengths = window_spans(offsets[:-1], offsets.diff(), width, step)
-    return left_padded(items, ends, lengths, width)
-
-
-def window_spans(starts: Tensor, totals: Tensor, width: int, step: int) -> tuple[Tensor, Tensor]:
-    """Return the ends of the windows of ``sliding_windows``, and their lengths: (w,), (w,).
 
     Args:
         starts: (rows,) int64, the place of each row's first entry.
@@ -155,3 +138,59 @@ def drawn_spans(
     end = torch.minimum(border[row] + number * stride, units[row])
     begin = torch.where(number == 0, 0, border[row] + (number - 1) * stride)
     return starts[row] + end + shared, end - begin + shared
+
+
+def prefix_spans(starts: Tensor, totals: Tensor, width: int, least: int) -> tuple[Tensor, Tensor]:
+    """Return the ends and lengths, (w,) and (w,), of windows that end at every entry of a row but its first ones.
+
+    Args:
+        starts: (rows,) int64, the place of each row's first entry.
+        totals: (rows,) int64, the number of its entries.
+        width: the longest window; it holds the newest entries up to its end.
+        least: entries of the shortest window.
+
+    Examples:
+        >>> prefix_spans(torch.tensor([0, 4]), torch.tensor([4, 1]), 3, 2)
+        (tensor([2, 3, 4]), tensor([2, 3, 3]))
+    """
+    counts = (totals - least + 1).clamp(min=0)
+    row = torch.repeat_interleave(torch.arange(counts.numel()), counts)
+    upto = torch.arange(row.numel()) - (counts.cumsum(0) - counts)[row] + least
+    return starts[row] + upto, upto.clamp(max=width)
+
+
+def shortened_spans(ends: Tensor, lengths: Tensor, least: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return the ends and lengths of spans without some of their newest entries, whose number is drawn at random.
+
+    A span of no more than ``least`` entries has no shorter one.
+
+    Examples:
+        >>> shortened_spans(torch.tensor([4, 6]), torch.tensor([4, 1]), 1, np.random.default_rng(0))
+        (tensor([3]), tensor([3]))
+    """
+    ends, lengths = ends[lengths > least], lengths[lengths > least]
+    kept = torch.from_numpy(rng.integers(least, lengths.numpy()))
+    return ends - lengths + kept, kept
+
+
+def training_spans(
+    starts: Tensor,
+    totals: Tensor,
+    *,
+    width: int,
+    step: int | None,
+    least: int,
+    prefixes: Prefixes,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return the ends and lengths, (w,) and (w,), of the windows of ``SequenceData.train_windows``."""
+    if prefixes == "all":
+        return prefix_spans(starts, totals, width, least)
+    if step is None:
+        ends, lengths = drawn_spans(starts, totals, width, least - 1, rng)
+    else:
+        ends, lengths = window_spans(starts, totals, width, step)
+    if prefixes == "one":
+        more = shortened_spans(ends, lengths, least, rng)
+        ends, lengths = torch.cat([ends, more[0]]), torch.cat([lengths, more[1]])
+    return ends, lengths

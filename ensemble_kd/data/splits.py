@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.data.holdout import Cuts, Holdout, cuts_of
-from ensemble_kd.data.ragged import drawn_spans, keep_first, left_padded, sliding_windows
+from ensemble_kd.data.ragged import Prefixes, keep_first, left_padded, training_spans
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import choice, shown, whole
 
@@ -129,7 +129,14 @@ class Splits:
         choice("SequenceData", "split", split, get_args(Split))
         return self.offsets.diff() if split == "all" else getattr(self.cuts, split)
 
-    def train_windows(self, max_len: int, step: int | None = 1, min_len: int = 1, seed: Sequence[int] = (0,)) -> Tensor:
+    def train_windows(
+        self,
+        max_len: int,
+        step: int | None = 1,
+        min_len: int = 1,
+        seed: Sequence[int] = (0,),
+        prefixes: Prefixes = "none",
+    ) -> Tensor:
         """Return windows over the training part of each user, user after user, oldest window first.
 
         A part of at most ``max_len`` items is one window. A longer part has the window that ends at its newest item,
@@ -139,11 +146,16 @@ class Splits:
         With step None, a longer part is cut at places drawn at random. Neighbours share ``min_len`` - 1 items, so that
         an epoch of windows predicts every item once, and in other epochs, of other seeds, from another context.
 
+        Some networks predict the next item at a window's end alone: those that return one state, and those that fill
+        masks, which read ahead elsewhere. They see more ends by ``prefixes``.
+
         Args:
             max_len: l, the length of a window (the authors: 15 on Beauty, 20 on Toys, 40 on ML-1M).
             step: the distance between windows (the authors: 1, 1, 10); None: as far apart as they are long.
             min_len: users whose training part is shorter than this have no window.
-            seed: of the places, where step is None; such as the run's seed and the epoch's number.
+            seed: of what is drawn; such as the run's seed and the epoch's number.
+            prefixes: "one": each window comes a second time without some of its newest items, whose number is drawn;
+                "all": a window ends at every item, where step is None; "none".
 
         Returns:
             (w, l) int64, left-padded with 0.
@@ -158,9 +170,11 @@ class Splits:
             [[1, 2], [2, 3], [0, 5]]
             >>> data.train_windows(2, step=None).tolist()  # a place is drawn for the first user
             [[0, 1], [2, 3], [0, 5]]
+            >>> data.train_windows(2, step=None, prefixes="all").tolist()
+            [[0, 1], [1, 2], [2, 3], [0, 5]]
         """
         where = "SequenceData.train_windows"
-        max_len, step, min_len, seed = window_arguments(where, max_len, step, min_len, seed)
+        max_len, step, min_len, seed = window_arguments(where, max_len, step, min_len, seed, prefixes)
         items, offsets = self.history("train")
         lengths = offsets.diff()
         long_enough = lengths >= min_len
@@ -169,10 +183,11 @@ class Splits:
             raise EnsembleKDError(where, f"a user with {min_len} training items", got, "Lower min_len.")
         items = items[torch.repeat_interleave(long_enough, lengths)]
         offsets = torch.nn.functional.pad(lengths[long_enough].cumsum(0), (1, 0))
-        if step is not None:
-            return sliding_windows(items, offsets, max_len, step)
         rng = np.random.default_rng(seed)
-        return left_padded(items, *drawn_spans(offsets[:-1], offsets.diff(), max_len, min_len - 1, rng), max_len)
+        places = training_spans(
+            offsets[:-1], offsets.diff(), width=max_len, step=step, least=min_len, prefixes=prefixes, rng=rng
+        )
+        return left_padded(items, *places, max_len)
 
     def popularity(self) -> Tensor:
         """Count each item in the training part; as scores, the counts are the popularity baseline.
@@ -189,7 +204,7 @@ class Splits:
 
 
 def window_arguments(
-    where: str, max_len: object, step: object, min_len: object, seed: object
+    where: str, max_len: object, step: object, min_len: object, seed: object, prefixes: object
 ) -> tuple[int, int | None, int, list[int]]:
     """Check the arguments of ``train_windows``.
 
@@ -197,6 +212,9 @@ def window_arguments(
         EnsembleKDError: one of them cannot be used.
     """
     longest, least = whole(where, "max_len", max_len, least=1), whole(where, "min_len", min_len, least=1)
+    choice(where, "prefixes", prefixes, get_args(Prefixes))
+    if prefixes == "all" and step is not None:
+        raise EnsembleKDError(where, 'step None with prefixes="all"', repr(step), "A window ends at every item anyway.")
     if step is None and least > longest:
         fix = "Windows that share min_len - 1 items have to be longer than that."
         raise EnsembleKDError(where, f"min_len <= max_len = {longest}", least, fix)

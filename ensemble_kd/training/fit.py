@@ -79,7 +79,8 @@ def fit(
         data: sequences with as many items as the model; ``MappedSequences`` stay on disk, see ``BlockPlan``.
         epochs: passes over the windows; an upper bound with ``schedule=WarmupStableAverage()``. None: until validation
             settles, 100 at most. Another schedule, or data that holds nothing out, needs a number.
-        batch_size: windows per step, of all processes together. None: as many as have about 1,600 items, from 8 to 64.
+        batch_size: windows per step, of all processes together. None: as many as have about 1,600 items, from 8 to 64;
+            more where few of these are targets, see ``window_step``.
         lr: Adam's learning rate at ``schedule`` = 1.
         weight_decay: decoupled (AdamW); 0 is plain Adam.
         schedule: share of ``lr`` over the run. With the default it stays, and the model is left with an average of its
@@ -93,7 +94,9 @@ def fit(
         window: length of the training windows; None: the longest that the model can train on, or 200 inputs for an
             encoder that reads any number.
         window_step: distance between a user's windows. None: histories longer than a window are cut at places that each
-            epoch draws anew, so that an epoch predicts every item once.
+            epoch draws anew, so that an epoch predicts every item once. With masked items each window comes a second
+            time without some of its newest items, drawn anew, since all but its end is predicted from both sides. For
+            an encoder that returns (b, d), which has one target per window, a window ends at every item.
         by_length: encode a batch's rows of similar length together (faster, the same loss), see
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32. "auto": bfloat16 on a

@@ -100,7 +100,7 @@ class WarmupStableAverage:
     warmup: float = 0.5
     power: float = 5.0
     patience: int = 2
-    patience_steps: int = 100
+    patience_steps: int = 200
 
     def __post_init__(self) -> None:
         number("WarmupStableAverage", "warmup", self.warmup, least=0)

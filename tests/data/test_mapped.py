@@ -67,6 +67,16 @@ def test_drawn_windows_predict_every_item_once(folder: Path) -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_windows_end_where_those_in_memory_do(folder: Path) -> None:
+    data = MappedSequences(folder, block=BLOCK)
+    every = BlockPlan(data.train_windows(6, None, 2, prefixes="all"), 16, 0, 0)
+    assert rows_of(list(every.batches())) == rows_of([DATA.train_windows(6, None, 2, prefixes="all")])
+    more = [BlockPlan(data.train_windows(6, 2, 2, (0, epoch), "one"), 16, 0, epoch) for epoch in (0, 0, 1)]
+    rows = [rows_of(list(plan.batches())) for plan in more]
+    assert rows[0] == rows[1] != rows[2]
+    assert {len(each) for each in rows} == {len(DATA.train_windows(6, 2, 2, (0, 0), "one"))}
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize(("batch_size", "step", "min_len"), [(16, 1, 2), (5, 3, 1), (3, 2, 4)])
 def test_every_window_is_in_one_batch_of_one_process(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +124,54 @@ def test_each_epoch_draws_other_places() -> None:
     assert not torch.equal(first, other)
     newest = [int((row != 0).sum()) for row in first if row[-1] == 37]
     assert len(set(newest)) == 5  # every length that a last window can have: 1 to 5 items that are predicted
+
+
+@quick
+@given(sequences, st.integers(1, 8), st.integers(1, 3))
+def test_a_window_ends_at_every_item(lists: list[list[int]], width: int, least: int) -> None:
+    least = min(least, width)
+    lists = [row for row in lists if len(row) - 2 >= least] or [list(range(1, least + 3))]
+    got = SequenceData.from_sequences(lists).train_windows(width, None, least, prefixes="all").tolist()
+    assert got == [pad(row[:end][-width:], width) for row in lists for end in range(least, len(row) - 1)]
+
+
+@quick
+@given(sequences, st.integers(2, 8), st.integers(1, 3), st.sampled_from([None, 1, 3]), st.integers(0, 99))
+def test_a_window_comes_a_second_time_without_its_newest_items(
+    lists: list[list[int]], width: int, least: int, step: int | None, seed: int
+) -> None:
+    least = min(least, width)
+    lists = [row for row in lists if len(row) - 2 >= least] or [list(range(1, least + 3))]
+    data = SequenceData.from_sequences(lists)
+    whole = data.train_windows(width, step, least, (seed,)).tolist()
+    both = data.train_windows(width, step, least, (seed,), prefixes="one").tolist()
+    assert both[: len(whole)] == whole
+    longer = [[item for item in row if item] for row in whole if sum(map(bool, row)) > least]
+    assert len(both) - len(whole) == len(longer)
+    for row, more in zip(longer, both[len(whole) :], strict=True):
+        kept = [item for item in more if item]
+        assert least <= len(kept) < len(row)
+        assert more == pad(row[: len(kept)], width)
+
+
+def test_each_epoch_draws_other_ends() -> None:
+    data = SequenceData.from_sequences([list(range(1, 8))] * 40)
+    first, again, other = (data.train_windows(9, None, 2, seed, "one")[40:] for seed in ((0, 0), (0, 0), (0, 1)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert {int((row != 0).sum()) for row in first} == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"prefixes": "two"}, "expected prefixes 'none', 'one' or 'all', got 'two'"),
+        ({"prefixes": "all"}, "expected step None with prefixes=\"all\", got 1"),
+    ],
+)
+def test_prefixes_that_cannot_be_had(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnsembleKDError, match=re.escape(message)):
+        SequenceData.from_sequences([[1, 2, 3, 4]]).train_windows(5, **more)
 
 
 def test_windows_of_too_short_users_are_an_error() -> None:
