@@ -69,3 +69,14 @@ def test_every_item_is_a_target_of_a_network_that_returns_one_state() -> None:
     items, offsets = DATA.history("train")
     first = torch.zeros(len(items), dtype=torch.bool).index_fill_(0, offsets[:-1], 1)  # nothing to predict them from
     assert sorted(torch.cat(targets).tolist()) == sorted(items[~first].tolist())
+
+
+def test_batches_are_larger_where_few_items_are_targets() -> None:
+    seen: list[dict[str, Any]] = []
+    long = SequenceData.from_sequences([[1 + i % V for i in range(u, u + 202)] for u in range(40)], num_items=V)
+    for model, batches in (
+        (EnsembleKD(lambda: BERT4Rec(V, d_model=4, num_layers=1, max_len=200), n=1, losses=0), 2),  # of 80 windows
+        (EnsembleKD(Newest, n=1, losses=0), 32),  # of 40 * 199
+    ):
+        fit(model, long, epochs=1, progress=False, callback=seen.append)
+        assert seen[-1]["step"] == batches
