@@ -18,7 +18,7 @@ SURFACE = {
     """,
     "data": """
         AnySequences AtTime BatchPlan BlockPlan Cuts Holdout ItemAttributes left_padded MappedSequences MappedWindows
-        read_amazon read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary
+        Prefixes read_amazon read_movielens read_recbole read_text SequenceData Split synthetic Table Unknown Vocabulary
         write_sequences
     """,
     "distillation": """
