@@ -96,7 +96,8 @@ def fit(
         window_step: distance between a user's windows. None: histories longer than a window are cut at places that each
             epoch draws anew, so that an epoch predicts every item once. With masked items each window comes a second
             time without some of its newest items, drawn anew, since all but its end is predicted from both sides. For
-            an encoder that returns (b, d), which has one target per window, a window ends at every item.
+            an encoder that returns (b, d), which has one target per window, a window ends at every item; if that took
+            more than 1 GiB, at two places of each window, of which one is drawn. ``MappedSequences`` take no memory.
         by_length: encode a batch's rows of similar length together (faster, the same loss), see
             ``EnsembleKD.loss``.
         precision: "bfloat16" trains under autocast; weights, optimizer and losses stay float32. "auto": bfloat16 on a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ensemble_kd.data import AnySequences, BatchPlan, BlockPlan, MappedWindows, Prefixes
+from ensemble_kd.data import AnySequences, BatchPlan, BlockPlan, MappedWindows, Prefixes, SequenceData
 from ensemble_kd.distributed import Place
 from ensemble_kd.ensemble import EnsembleKD, check_catalogue
 from ensemble_kd.errors import EnsembleKDError
@@ -12,6 +12,7 @@ from ensemble_kd.training.settings import Settings
 
 LONGEST = 200  # inputs of a window if neither a length is given nor the encoder has one
 ITEMS, FEWEST_WINDOWS, MOST_WINDOWS = 1600, 8, 64  # of a batch if no size is given
+MOST_ENTRIES = 1 << 27  # of windows in memory that end at every item: 1 GiB
 
 
 class Windows:
@@ -32,12 +33,14 @@ class Windows:
         self.settings, self.place = settings, place
         self.length = _length(model, settings.window)
         self.model, self.data = model, data
+        entries = data.num_interactions * self.length if isinstance(data, SequenceData) else 0
+        self.prefixes = "none" if settings.window_step is not None else usual_prefixes(model, entries)
         self.windows = self._of(0)
         self.at_least = max(2, place.data_size)  # rows of a batch, so that every process has one
         if len(self.windows) < self.at_least:
             fix = "Use more data, or a longer history per user."
             raise EnsembleKDError("fit", f"at least {self.at_least} training windows", len(self.windows), fix)
-        self.batch_size = settings.batch_size or max(usual_batch(self.windows, usual_prefixes(model)), place.data_size)
+        self.batch_size = settings.batch_size or max(usual_batch(model, self.windows), place.data_size)
         if self.batch_size < place.data_size:
             fix = "Every process needs a row: use a larger batch, or fewer processes."
             raise EnsembleKDError("fit", f"batch_size >= {place.data_size}", self.batch_size, fix)
@@ -55,23 +58,27 @@ class Windows:
         """Return the windows of an epoch; with a ``window_step`` they are those of every epoch."""
         self.epoch, s = epoch, self.settings
         least = self.model.objective.min_items
-        how = "none" if s.window_step is not None else usual_prefixes(self.model)
-        found = self.data.train_windows(self.length, s.window_step, least, (s.seed, epoch), how)
+        found = self.data.train_windows(self.length, s.window_step, least, (s.seed, epoch), self.prefixes)
         return found.to(self.model.device) if isinstance(found, Tensor) else found
 
 
-def usual_prefixes(model: EnsembleKD) -> Prefixes:
+def usual_prefixes(model: EnsembleKD, entries: int) -> Prefixes:
     """Return which windows' ends a model has to see besides those of its users' histories.
 
-    A network that returns one state has one target per window, so that each item ends one. Where masks are filled, the
-    end of a window alone is predicted without reading ahead, so that each epoch draws a further one.
+    A network that returns one state has one target per window, so that each item ends one, unless that takes too much
+    memory. Where masks are filled, the end of a window alone is predicted without reading ahead. There, and where
+    memory is short, each epoch draws a second end for a window.
+
+    Args:
+        model: that is trained.
+        entries: ids that all windows would have in memory, if one ended at every item.
     """
-    if model.newest_only:
+    if model.newest_only and entries <= MOST_ENTRIES:
         return "all"
-    return "one" if model.objective.query_columns else "none"
+    return "one" if model.newest_only or model.objective.query_columns else "none"
 
 
-def usual_batch(windows: Tensor | MappedWindows, prefixes: Prefixes) -> int:
+def usual_batch(model: EnsembleKD, windows: Tensor | MappedWindows) -> int:
     """Return the number of windows of a batch that have enough targets together.
 
     Where every item is a target, those that have about 1,600 items, from 8 to 64: the best runs that are known had 14
@@ -79,22 +86,25 @@ def usual_batch(windows: Tensor | MappedWindows, prefixes: Prefixes) -> int:
     behind masks, four times as many: BERT4Rec on Beauty was better with 256 windows than with 64. Where one is, 256.
 
     Args:
+        model: that is trained.
         windows: of an epoch.
-        prefixes: of ``usual_prefixes``.
 
     Examples:
-        >>> usual_batch(torch.ones(5, 100, dtype=torch.int64), "none"), usual_batch(torch.ones(5, 4), "none")
+        >>> from ensemble_kd.encoders import BERT4Rec, SASRec
+        >>> causal = EnsembleKD(lambda: SASRec(9, d_model=4, max_len=100), 1, losses=0)
+        >>> usual_batch(causal, torch.ones(5, 100)), usual_batch(causal, torch.ones(5, 4))
         (16, 64)
-        >>> usual_batch(torch.ones(5, 100, dtype=torch.int64), "one"), usual_batch(torch.ones(5, 4), "all")
+        >>> masked = EnsembleKD(lambda: BERT4Rec(9, d_model=4, max_len=100), 1, losses=0)
+        >>> usual_batch(masked, torch.ones(5, 100)), usual_batch(masked, torch.ones(5, 4))
         (64, 256)
     """
-    if prefixes == "all":
+    if model.newest_only:
         return 4 * MOST_WINDOWS
     if isinstance(windows, Tensor):
         items = float((windows != 0).sum()) / max(1, len(windows))
     else:
         items = sum(int(windows.spans(block)[1].sum()) for block in range(len(windows.counts))) / max(1, len(windows))
-    share = 4 if prefixes == "one" else 1
+    share = 4 if model.objective.query_columns else 1
     return min(share * MOST_WINDOWS, max(FEWEST_WINDOWS, round(share * ITEMS / max(items, 1.0))))
 
 

@@ -166,7 +166,7 @@ def test_each_epoch_draws_other_ends() -> None:
     ("more", "message"),
     [
         ({"prefixes": "two"}, "expected prefixes 'none', 'one' or 'all', got 'two'"),
-        ({"prefixes": "all"}, "expected step None with prefixes=\"all\", got 1"),
+        ({"prefixes": "all"}, 'expected step None with prefixes="all", got 1'),
     ],
 )
 def test_prefixes_that_cannot_be_had(more: dict[str, Any], message: str) -> None:

@@ -176,7 +176,7 @@ def test_two_windows_are_enough_and_one_is_not() -> None:
 
 
 def test_nothing_but_model_and_data_is_needed() -> None:
-    """The batch follows from the lengths, the end from validation: 200 steps after the best, of which an epoch has 20."""
+    """The batch follows from the lengths, the end from validation: 200 steps after the best, ten epochs here."""
     rates: list[float] = []
     model, data = sasrec(losses=0), synthetic(num_users=1280, num_items=V, num_clusters=10, max_len=8)
     result = fit(

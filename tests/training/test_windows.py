@@ -12,6 +12,7 @@ from ensemble_kd import EnsembleKD, fit
 from ensemble_kd.data import SequenceData
 from ensemble_kd.encoders import BERT4Rec, GRU4Rec
 from ensemble_kd.objectives import MaskedItem
+from ensemble_kd.training import windows
 from tests.training.runs import DATA, V, sasrec
 
 
@@ -46,13 +47,25 @@ def test_a_model_that_predicts_at_the_end_alone_sees_more_ends(
     model: Any, least: int, prefixes: str, step: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    windows = SequenceData.train_windows
-    monkeypatch.setattr(SequenceData, "train_windows", lambda *given: calls.append(given[1:]) or windows(*given))
+    train_windows = SequenceData.train_windows
+    monkeypatch.setattr(SequenceData, "train_windows", lambda *given: calls.append(given[1:]) or train_windows(*given))
     made = model()
     fit(made, DATA, epochs=2, window_step=step, progress=False, seed=5)
     length = 8 + made.objective.min_items - 1
     drawn = [(5, epoch) for epoch in ([0] if step else [0, 1])]  # with a step they are those of every epoch
     assert calls == [(length, step, least, seed, "none" if step else prefixes) for seed in drawn]
+
+
+@pytest.mark.parametrize(("more", "prefixes"), [(0, "all"), (-1, "one")])
+def test_windows_at_every_item_take_no_more_memory_than_there_should_be(
+    more: int, prefixes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    train_windows = SequenceData.train_windows
+    monkeypatch.setattr(SequenceData, "train_windows", lambda *given: calls.append(given[-1]) or train_windows(*given))
+    monkeypatch.setattr(windows, "MOST_ENTRIES", DATA.num_interactions * 9 + more)
+    fit(EnsembleKD(Newest, n=1, losses=0), DATA, epochs=1, progress=False)
+    assert calls == [prefixes]
 
 
 def test_every_item_is_a_target_of_a_network_that_returns_one_state() -> None:
