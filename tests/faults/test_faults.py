@@ -32,9 +32,9 @@ NOT_CALLED_NAMES = """
     Aggregate Ambiguity AnySequences AP AtTime autocast Between best_device Calibration Callback Candidates
     Check check_model_and_data Classifier compile_status Contrast Cuts default_losses Distilled Draw encoded
     EnsembleKDError Evaluation Exclude facts FitResult Gate Holdout ItemLosses Loss LossName LossSum main Mutual
-    NamedRecommendations Need Objective On paper Part Picture places Pool Precision protocol push_to_hub Quality
-    Recommendations Report scale_transfer Schedule self_test selects Split Spread Step strong_kd Table table Term
-    terms_by_name Uncertainty Unknown Variant
+    NamedRecommendations Need Objective On paper Part Picture places Pool Precision Prefixes protocol push_to_hub
+    Quality Recommendations Report scale_transfer Schedule self_test selects Split Spread Step strong_kd Table table
+    Term terms_by_name Uncertainty Unknown Variant
 """
 
 
