@@ -25,7 +25,7 @@ from ensemble_kd.data import SequenceData, read_text, synthetic
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.losses import Loss
 from ensemble_kd.presets import RELATIVE_BLOCK
-from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay, WarmupStableAverage
+from ensemble_kd.training import Cosine, Ramp, Schedule, StepDecay
 
 Scale = Literal["smoke", "cpu", "paper"]
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
@@ -133,7 +133,6 @@ class Run:
         rates: dict[str, Schedule] = {
             "cosine": Cosine(warmup=0.5),
             "step": StepDecay(),
-            "average": WarmupStableAverage(),
         }
         return {"schedule": rates[self.schedule], "transfer": Ramp(self.transfer_from, self.transfer_full)}
 
