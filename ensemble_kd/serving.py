@@ -18,7 +18,7 @@ Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a call besides its input and output
 _ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
 _ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
-ENCODER_BYTES = 4 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
+ENCODER_BYTES = 2 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 
 
 class Recommendations(NamedTuple):

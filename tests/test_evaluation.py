@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble_kd import EnsembleKD, EnsembleKDError, MaskedItem
+from ensemble_kd import EnsembleKD, EnsembleKDError, MaskedItem, serving
 from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.encoders import BERT4Rec, GRU4Rec, SASRec
 from ensemble_kd.evaluation import evaluate, evaluate_popularity, table
@@ -104,9 +104,11 @@ def test_an_encoder_of_one_position() -> None:
     assert len(evaluate(model, DATA, "test").ranks["ensemble"]) == DATA.num_users
 
 
-def test_batches_change_nothing() -> None:
+def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("bert4rec")
     reports = [evaluate(model, DATA, "test", batch_size=size) for size in (1, 16, 1000)]
+    monkeypatch.setattr(serving, "ENCODER_BYTES", 30_000)  # a few users are encoded at a time
+    reports.append(evaluate(model, DATA, "test"))
     for report in reports[1:]:
         for scorer, found in report.ranks.items():
             assert torch.equal(found, reports[0].ranks[scorer])

@@ -307,7 +307,7 @@ def test_many_threads_get_the_answers_of_one(training: bool) -> None:
     assert modes == {training}
 
 
-MANY = 100_000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 20_000
+MANY = 100_000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 10_000
 PEAK = """
 import re, torch
 from pathlib import Path

@@ -15,6 +15,8 @@ from ensemble_kd.internal import is_vmap_slice, number, shown, view_as_int16, wh
 # so that a row with nothing to attend to gives a mean instead of a NaN.
 HIDDEN_KEY = -30000.0
 
+REGISTER = 16  # numbers of float32 in a vector register of AVX-512
+
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero features with probability p (to 1/65536) and scale the others so that the mean stays; x itself at p = 0.
@@ -165,13 +167,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x (b, l, d) and an additive mask (b, 1, queries l or 1, keys l) -> (b, l, d)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        p = self.dropout if self.training else 0.0
-        if x.device.type != "cpu":
-            mixed = fused_attention(q, k, v, mask.to(q.dtype), p)
-        else:
-            # Faster than SDPA here, whose CPU kernel has neither dropout nor a batching rule for vmap. Keys stand on
-            # the second to last axis, because a softmax over a last axis shorter than a vector register is slow.
-            scores = torch.add(mask.transpose(-1, -2).to(q.dtype), k @ q.transpose(-1, -2), alpha=q.shape[-1] ** -0.5)
-            weights = dropout(scores.softmax(-2).to(v.dtype), p)
-            mixed = weights.transpose(-1, -2) @ v
+        p, scale = self.dropout if self.training else 0.0, q.shape[-1] ** -0.5
+        mask = mask.to(q.dtype)
+        if x.device.type != "cpu" or (not p and x.shape[1] >= REGISTER):
+            mixed = fused_attention(q, k, v, mask, p)
+        elif x.shape[1] >= REGISTER:  # to torch 2.13 at least, the CPU's fused kernel is slower with dropout
+            scores = torch.add(mask, q @ k.transpose(-1, -2), alpha=scale)
+            mixed = dropout(scores.softmax(-1).to(v.dtype), p) @ v
+        else:  # keys stand on the second to last axis, since a softmax over so short a last axis is slow
+            scores = torch.add(mask.transpose(-1, -2), k @ q.transpose(-1, -2), alpha=scale)
+            mixed = dropout(scores.softmax(-2).to(v.dtype), p).transpose(-1, -2) @ v
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

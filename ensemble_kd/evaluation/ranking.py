@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Literal, get_args
 
@@ -23,6 +24,7 @@ from ensemble_kd.ensemble import Chosen, EnsembleKD, Precision, check_catalogue,
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import choice, instance, whole
 from ensemble_kd.metrics import METRICS, metric_named, metric_row, ranks
+from ensemble_kd.serving import encoded
 
 Exclude = Literal["none", "window", "history"]
 TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of scores: about the last-level cache's share
@@ -184,7 +186,8 @@ def _ranks_of(
         if exclude == "history":
             seen = left_padded(history, offsets[users + 1], totals[users], int(totals[users].max()))
         with precision.autocast(device):
-            states = model.query_states(ids.to(device), training=False)
+            encode = partial(model.query_states, training=False)
+            states = encoded(encode, ids.to(device), n=n, d=model.hidden_size, longest=model.max_len)
         wanted, seen = target[users].to(device), None if seen is None else seen.to(device)
         for start in range(0, len(users), rows):
             part = slice(start, min(start + rows, len(users)))

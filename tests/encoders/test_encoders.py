@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
-from ensemble_kd.encoders.parts import SequenceEncoder, dropout
+from ensemble_kd.encoders.parts import HIDDEN_KEY, REGISTER, SelfAttention, SequenceEncoder, dropout
 from ensemble_kd.encoders.sasrec import by_distance
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.testing import check_encoder
@@ -197,19 +197,25 @@ def test_dropout_drops_at_its_rate_keeps_the_mean_and_passes_gradients() -> None
         assert abs((dropped[lag:] * dropped[:-lag]).mean() - 0.09) < 0.01
 
 
+@pytest.mark.parametrize("length", [5, REGISTER - 1, REGISTER, 40])
+@pytest.mark.parametrize("p", [0.0, 1e-6])  # the other path of long sequences; so small a rate drops nothing
 @pytest.mark.parametrize("num_heads", [1, 2])
-def test_attention_equals_torch_multi_head_attention(num_heads: int) -> None:
-    encoder = SASRec(V, d_model=D, num_heads=num_heads, max_len=MAX_LEN).double().eval()
-    ours = encoder.blocks[0].attention
+def test_attention_equals_torch_multi_head_attention(num_heads: int, p: float, length: int) -> None:
+    ours = SelfAttention(D, num_heads, p).double().train()
     oracle = nn.MultiheadAttention(D, num_heads, batch_first=True, dtype=torch.float64).eval()
     with torch.no_grad():
         oracle.in_proj_weight.copy_(ours.qkv.weight)
         oracle.in_proj_bias.copy_(ours.qkv.bias.normal_())
         oracle.out_proj.load_state_dict(ours.out.state_dict())
-    x, hidden = torch.randn(3, 5, D, dtype=torch.float64), torch.ones(5, 5, dtype=torch.bool).triu(1)
-    expected = oracle(x, x, x, attn_mask=hidden, need_weights=False)[0]
-    mask = (hidden.double() * -30000.0)[None, None].expand(3, 1, 5, 5)
-    torch.testing.assert_close(ours(x, mask), expected, rtol=1e-9, atol=1e-9)
+    x, hidden = torch.randn(3, length, D, dtype=torch.float64), torch.ones(length, length, dtype=torch.bool).triu(1)
+    mask = (hidden.double() * HIDDEN_KEY)[None, None].expand(3, 1, length, length)
+    out, expected = ours(x, mask), oracle(x, x, x, attn_mask=hidden, need_weights=False)[0]
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+    gradient = torch.randn_like(out)
+    grads = torch.autograd.grad((out * gradient).sum(), [ours.qkv.weight])
+    torch.testing.assert_close(
+        grads, torch.autograd.grad((expected * gradient).sum(), [oracle.in_proj_weight]), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", BATCHED)
