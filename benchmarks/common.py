@@ -167,11 +167,11 @@ def _memory(make: Callable[..., Step], small: tuple[Any, ...], full: tuple[Any, 
     allocator gave out.
     """
     if device != "cpu":
-        make(*small)()
         module = torch.get_device_module(device)
         if not hasattr(module, "max_memory_allocated"):  # a device without an account
             make(*full)()
             return {"peak_mib": None, "extra_mib": None}
+        make(*small)()
         others = module.memory_allocated()
         step = make(*full)
         before = module.memory_allocated()

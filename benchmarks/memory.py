@@ -16,7 +16,7 @@ FUSED = "fused, float32"
 def make_part(part: str, d: int, views: int, rows: int, quick: bool, device: str) -> Step:
     """A part of a float32 step: forward of the loss alone, forward and backward, or all with Adam's first update."""
     data = beauty(quick)
-    model = recipes.ensemble(data, d, views=views, device=device)
+    model = recipes.ensemble(data, d, views=views, device=device, backend=step.backend(quick))
     item_ids = recipes.batch(data, rows, device)
     if part == "forward, no gradient":
         return torch.no_grad()(lambda: model.loss(item_ids))

@@ -12,6 +12,7 @@ from benchmarks import recipes
 from benchmarks.baseline import Weights
 from benchmarks.common import Row, Step, beauty, gflop, interleaved, memory, sig
 from benchmarks.limits import matmul_gflops
+from ensemble_kd.stacking import Backend
 
 REFERENCE, FLOAT, BFLOAT = "as the paper writes it, float32", "EnsembleKD, float32", "EnsembleKD, bfloat16"
 BY_LENGTH = f"{BFLOAT}, by length"
@@ -29,11 +30,16 @@ def dtype_of(variant: str) -> torch.dtype:
     return torch.bfloat16 if "bfloat16" in variant else torch.float32
 
 
+def backend(quick: bool) -> Backend:
+    """What ``fit`` takes; with ``quick`` no trial, which takes longer than all else."""
+    return "loop" if quick else "auto"
+
+
 def make(variant: str, d: int, views: int, rows: int, quick: bool, device: str) -> Step:
     """One variant's step, with its model and optimizer; the variants of one size have the same weights and batch."""
     data = beauty(quick)
     item_ids = recipes.batch(data, rows, device)
-    model = recipes.ensemble(data, d, views=views, device=device)
+    model = recipes.ensemble(data, d, views=views, device=device, backend=backend(quick))
     if variant == REFERENCE:
         return recipes.reference_step(model, item_ids)
     return recipes.ensemble_step(model, item_ids, dtype_of(variant), by_length=variant == BY_LENGTH)
@@ -46,7 +52,7 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
 
 def width(d: int, quick: bool, device: str) -> list[Row]:
     """The rows of one width."""
-    views, b = (2, 16) if quick else (8, recipes.BATCH)
+    views, b = (2, 4) if quick else (8, recipes.BATCH)
     rows: list[Row] = []
     # Before anything is held here: the reference alone needs most of a machine of 24 GiB.
     held = {v: memory(make, (v, 8, 2, 2, True, device), (v, d, views, b, quick, device), device) for v in VARIANTS}
@@ -68,10 +74,10 @@ def width(d: int, quick: bool, device: str) -> list[Row]:
 def terms(quick: bool, device: str) -> list[Row]:
     """The step at d=64 with one term more each time."""
     data, d, views = beauty(quick), 8 if quick else 64, 2 if quick else 8
-    item_ids = recipes.batch(data, 16 if quick else recipes.BATCH, device)
+    item_ids = recipes.batch(data, 4 if quick else recipes.BATCH, device)
     steps: dict[str, Step] = {}
     for name, weights in TERMS.items():
-        model = recipes.ensemble(data, d, views=views, device=device, losses=weights.losses())
+        model = recipes.ensemble(data, d, views=views, device=device, losses=weights.losses(), backend=backend(quick))
         steps[name] = recipes.ensemble_step(model, item_ids)
     found = interleaved("step, terms", steps, rounds=2 if quick else 5)
     return [{"d": d, "views": views, "variant": f"{FLOAT}, {name}", **t.row()} for name, t in found.items()]

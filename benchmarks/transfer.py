@@ -139,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     p.add_argument("--known", type=Path, default=RESULTS / "defaults.jsonl", help="of benchmarks.defaults, read only")
     p.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder of checkpoints and logs")
     p.add_argument("--report", type=Path, default=REPORT)
+    p.add_argument("--encoders", nargs="+", default=ENCODERS, choices=ENCODERS, help="train these, maybe beside others")
     p.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so many")
     p.add_argument("--seeds", type=int, default=4, help="of what wins on validation of seed 0; 1: none but that")
     p.add_argument("--report-only", action="store_true", help="train nothing")
@@ -147,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         p.error("--data-dir is needed, but for --report-only")
     while not args.report_only and time.monotonic() - started < 60 * args.minutes:
         done = {Trial(**r["trial"]): r for r in (*read(args.known), *read(args.results)) if "trial" in r}
-        trial = next((each for each in wanted(done, args.seeds) if each not in done), None)
+        open_ones = (each for each in wanted(done, args.seeds) if each not in done and each.encoder in args.encoders)
+        trial = next(open_ones, None)
         if trial is None:
             break
         print(trial.key, flush=True)
