@@ -109,7 +109,7 @@ MEASURES = (
         lambda e: e["peak_mib"],
         False,
         0,
-        'our network is 128 wide, and bfloat16, which `precision="auto"` chose, takes more memory than float32',
+        "our network is 128 wide",
     ),
     Measure(
         "CPU milliseconds a request",
@@ -253,11 +253,9 @@ def ahead(found: Sequence[Record]) -> list[str]:
                 continue
             if (theirs > mine) if measure.more else (theirs < mine):
                 digits = measure.digits
-                other = {words: by_name.get(f"{OURS}, {words}") for words in ("width 64", "width 64, float32")}
-                also = [
-                    f"{s:.{digits}f} ({words})" for words, e in other.items() if e and (s := measure.of(e)) is not None
-                ]
-                numbers = " and ".join([f"{mine:.{digits}f}", *also])
+                numbers, other = f"{mine:.{digits}f}", by_name.get(f"{OURS}, width 64")
+                if other and (value := measure.of(other)) is not None:
+                    numbers += f" and {value:.{digits}f} (width 64)"
                 lines.append(
                     f"- {measure.words}: **{each['name']}** {theirs:.{digits}f}, ours {numbers}."
                     f" Likely reason: {measure.reason}."
@@ -269,7 +267,6 @@ def speed(found: Sequence[Record]) -> str:
     """Return sentences: CPU seconds of an epoch of the peers over ours, at equal width and over all items."""
     seconds = {each["name"]: cpu_s_of_epoch(each) for each in found}
     mine, lines = seconds.get(f"{OURS}, width 64"), []
-    named = seconds.get(f"{OURS}, width 64, float32")
     theirs = {
         name: s for name in ("RecBole SASRec", "RecTools SASRec, softmax") if (s := seconds.get(name)) is not None
     }
@@ -279,12 +276,6 @@ def speed(found: Sequence[Record]) -> str:
             f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here, {said}."
             " RecBole cuts a row for each target, and so reads a history again for each of its items. RecTools predicts"
             " at every position in one pass, as this library does, but computes the padding of short histories, too."
-        )
-    if mine is not None and named is not None and named < mine:
-        lines.append(
-            f'**A loss of ours:** `precision="auto"` chose bfloat16 there, and float32 takes {named:.0f} s'
-            f" ({mine / named:.1f} times as fast): it told the speed from products alone. Since these runs"
-            " it trains in float32 on every CPU."
         )
     for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
         three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)

@@ -71,8 +71,8 @@ def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropo
 
 
 def build(encoder_fn: Any, n: int, seed: int, data: SequenceData) -> tuple[EnsembleKD, ItemLoss]:
-    """User code: n of them, which teach each other."""
-    return EnsembleKD(encoder_fn, n=n, num_items=data.num_items, seed=seed), Mutual()
+    """User code: n of them, trained side by side."""
+    return EnsembleKD(encoder_fn, n=n, num_items=data.num_items, seed=seed, losses=0), Mutual()
 
 
 def run(job: dict[str, Any]) -> None:
