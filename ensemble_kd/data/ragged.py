@@ -77,6 +77,9 @@ def left_padded(items: Tensor, ends: Tensor, lengths: Tensor, width: int) -> Ten
     if len(ends) and not (int(ends.min()) >= 0 and int(ends.max()) <= len(items)):
         got = f"{int(ends.min())}..{int(ends.max())}"
         raise EnsembleKDError("left_padded", f"ends in 0..{len(items)}", got, "A row ends before items[end].")
+    if len(lengths) and not (int(lengths.min()) >= 0 and int(lengths.max()) <= width):
+        got = f"{int(lengths.min())}..{int(lengths.max())}"
+        raise EnsembleKDError("left_padded", f"lengths in 0..{width}", got, "Cut longer rows at their newest entries.")
     # A sliding view of the flat items: entry `end` is the window of `width` items that ends there. No index matrix.
     sliding = torch.nn.functional.pad(items, (width, 0)).unfold(0, width, 1)
     return sliding[ends].masked_fill_(torch.arange(width) < (width - lengths).unsqueeze(1), 0)

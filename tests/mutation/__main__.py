@@ -46,6 +46,7 @@ TESTS = {
     "training/*.py": ["tests/training"],
     "internal/files.py": ["tests/test_files.py", "tests/training"],
     "data/mapped.py": ["tests/data"],
+    "data/ragged.py": ["tests/data"],
     "data/opening.py": ["tests/data/test_mapped.py"],
     "export/weights.py": ["tests/export/test_weights.py"],
     "evaluation/ranking.py": ["tests/test_evaluation.py", "tests/training"],

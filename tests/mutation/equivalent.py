@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 EQUIVALENT: dict[str, str] = {
+    "data/ragged.py drawn_spans: kept = totals > shared -> kept = totals >= shared": (
+        "a row of as many entries as are shared has no window either way"
+    ),
+    "data/ragged.py left_padded: sliding = torch.nn.functional.pad(items, (width, 0)).unfold(0, width, 1) -> "
+    "sliding = torch.nn.functional.pad(items, (width, 1)).unfold(0, width, 1)": "a window more, which no row takes",
     "training/gradients.py _merge_in_place: return torch.sparse_coo_tensor(index[:, order], values, grad.shape, "
     "check_invariants=False) -> return torch.sparse_coo_tensor(index[:, order], values, grad.shape, "
     "check_invariants=True)": "the same tensor, after a check that it passes",
