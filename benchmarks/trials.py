@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ FORMULAS: dict[str, Loss] = {
     "better": KD(temperature=1.0, gate="better"),
     "spliced": KD(temperature=1.0, on="spliced"),
     "ema": KD(temperature=1.0, teacher="ema"),
+    "distillation": Ambiguity(),
     "ambiguity": Ambiguity(),
 }
 Record = Mapping[str, Any]
@@ -122,6 +124,12 @@ def of_users(record: Record, *, members: bool = False) -> Numbers:
     """NDCG@10 of each user: the ensemble's, or the mean of its members'."""
     scorers = [name for name in record["ranks"] if (name != "ensemble") == members]
     return np.mean([ndcg(store.unpack(record["ranks"][name])) for name in scorers], axis=0)  # type: ignore[no-any-return]
+
+
+def overlap(record: Record, k: int = 10) -> float:
+    """How alike the members are: of the users whose item one of a pair has among its k best, the share of both."""
+    hits = [store.unpack(ranks) < k for name, ranks in record["ranks"].items() if name != "ensemble"]
+    return statistics.mean(float((a & b).sum() / (a | b).sum()) for a, b in combinations(hits, 2))
 
 
 def spread(values: Sequence[float]) -> str:

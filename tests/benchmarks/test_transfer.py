@@ -22,14 +22,22 @@ from ensemble_kd.data import synthetic
 def record(trial: Trial, valid: float, ensemble: int = 2) -> dict[str, Any]:
     """A finished attempt in which every user's item has the rank ``ensemble``, and one rank worse for a member."""
     ranks = {
-        name: store.pack(torch.full((40,), ensemble + worse)) for name, worse in (("ensemble", 0), ("member 0", 1))
+        name: store.pack(torch.full((40,), ensemble + worse))
+        for name, worse in (("ensemble", 0), ("member 0", 1), ("member 1", 1))
     }
     values = {name: {"NDCG@10": 1 / float(torch.tensor(2.0 + at).log2())} for name, at in
-              (("ensemble", ensemble), ("member 0", ensemble + 1))}  # fmt: skip
+              (("ensemble", ensemble), ("member 0", ensemble + 1), ("member 1", ensemble + 1))}  # fmt: skip
     return {
         "trial": asdict(trial), "ranks": ranks, "valid": [0.0, valid], "best_epoch": 1, "minutes": 3.0,
         "test": values, "machine": {"processor": "a CPU", "torch": "2"},
     }  # fmt: skip
+
+
+def test_overlap_is_of_the_users_whose_item_a_member_finds() -> None:
+    found = record(attempt("SASRec"), 0.07)
+    assert trials.overlap(found) == 1.0
+    found["ranks"]["member 1"] = store.pack(torch.tensor([3] * 10 + [12] * 30))
+    assert trials.overlap(found) == 0.25
 
 
 def test_formulas_have_strengths_and_names_of_their_own() -> None:
@@ -46,15 +54,19 @@ def test_formulas_have_strengths_and_names_of_their_own() -> None:
 
 def test_what_is_done_decides_what_is_tried_next() -> None:
     first = list(transfer.wanted({}, 4))
-    assert len(first) == 2 + 2 * len(STRENGTHS)  # nothing is known to be worth more
+    assert first[:2] == [attempt("GRU4Rec"), attempt("SASRec")]
+    assert [trial.encoder for trial in first[2:]] == ["GRU4Rec"] * len(STRENGTHS)  # nothing is known to help it
     done = {trial: record(trial, 0.07) for trial in first}
-    assert set(transfer.wanted(done, 1)) == set(done)  # no better than independent
-    good = attempt("SASRec", "target", 3.0)
+    assert list(transfer.wanted(done, 4)) == first  # no better than independent
+    good = attempt("GRU4Rec", "target", 3.0)
     done[good] = record(good, 0.08)
     more = [trial for trial in transfer.wanted(done, 1) if trial not in done]
-    assert more == [attempt(e, "target", s) for s in (1.0, 10.0) for e in ENCODERS]
-    done |= {trial: record(trial, 0.075) for trial in more}  # better for both
-    assert transfer.winner(done) in (("target", 1.0), ("target", 10.0))
+    assert more == [attempt("SASRec", "target", 3.0), *(attempt("GRU4Rec", "target", s) for s in (1.0, 10.0))]
+    done |= {trial: record(trial, 0.07) for trial in more}  # helps GRU4Rec alone, at one strength
+    assert transfer.winner(done) is None
+    assert not [trial for trial in transfer.wanted(done, 4) if trial not in done]
+    done[more[0]] = record(more[0], 0.075)
+    assert transfer.winner(done) == ("target", 3.0)
     seeds = [trial for trial in transfer.wanted(done, 3) if trial not in done]
     assert [(t.seed, t.encoder, t.kd > 0) for t in seeds] == [
         (seed, encoder, taught) for seed in (1, 2) for encoder in ENCODERS for taught in (False, True)
@@ -66,7 +78,7 @@ def test_the_table_compares_with_independent_members_of_the_same_seeds() -> None
     records = [record(attempt("SASRec"), 0.07, ensemble=3), *(record(trial, 0.08) for trial in target)]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in transfer.report(records, 4).splitlines()]
     rows = {cells[0]: cells for cells in lines if cells}
-    assert rows["independent"][7:] == [f"{1 / torch.tensor(5.0).log2():.4f}", ""]
+    assert rows["independent"][7:] == [f"{1 / torch.tensor(5.0).log2():.4f}", "", "1.000"]
     taught = rows["`3 * KD(temperature=1.0, part='target')`"]
     assert taught[1] == "2"
     assert taught[8].startswith("+0.0693")
@@ -78,13 +90,13 @@ def test_the_study_runs_and_takes_what_is_known(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(transfer, "load", lambda dataset, folder: synthetic(40, 80))
     monkeypatch.setattr(trials, "fit", partial(fit, epochs=2))
     monkeypatch.setattr(transfer, "STRENGTHS", {"ambiguity": (-0.5, -0.25, 0.5)})
-    known = attempt("SASRec", "ambiguity", -0.5)
-    (tmp_path / "known").write_text(json.dumps(record(known, 0.0)) + "\n")
+    known = attempt("GRU4Rec", "ambiguity", -0.5)
+    (tmp_path / "known").write_text(json.dumps(record(known, 1.0)) + "\n")
     given = ["--data-dir", str(tmp_path), *(f"--{name}={tmp_path / name}" for name in ("results", "known", "output"))]
     transfer.main([*given, "--report", str(tmp_path / "page"), "--seeds", "1"])
     done = [Trial(**r["trial"]) for r in trials.read(tmp_path / "results")]
-    assert done[:3] == [attempt("GRU4Rec"), attempt("SASRec"), attempt("GRU4Rec", "ambiguity", -0.5)]
-    assert known not in done
+    assert done[:3] == [attempt("GRU4Rec"), attempt("SASRec"), attempt("SASRec", "ambiguity", -0.5)]
+    assert known not in done  # it helped
     page = (tmp_path / "page").read_text()
     assert "to run: 0." in page
     assert page.count("-0.5 * Ambiguity()") == 2
