@@ -97,7 +97,7 @@ def line(formula: str, strength: float, records: Sequence[Record], alone: Mappin
         if strength and pairs:
             both = [np.stack([of_users(pair[i], members=of_members) for pair in pairs]) for i in (0, 1)]
             test = paired_bootstrap(*both)
-            cells.append(f"{test.difference:+.4f} (p = {test.p:.3f})")
+            cells.append(f"{test.difference:+.4f} (p = {test.p:.4f})")
         else:
             cells.append("")
     cells.append(f"{statistics.mean(map(overlap, records)):.3f}")
