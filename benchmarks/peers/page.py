@@ -56,6 +56,12 @@ WARNING = """\
 network reaches in the end. Where a run ended within its first epochs, its accuracy says that it is slow, and not that
 its network is weak.
 """
+EARLIER = """\
+**Figures of ours that are too low.** The runs of this library without float32 in their name are of an earlier version,
+whose `precision="auto"` chose bfloat16 on this machine; float32 is faster there, takes less memory, and is chosen on
+every CPU now. None of its runs here was ranked by the averaged weights that `fit` keeps now, and three networks were
+trained with the paper's losses.
+"""
 
 
 def cpu_s_of_epoch(each: Record) -> float | None:
@@ -335,6 +341,7 @@ def write(folder: Path, everything: Sequence[dict[str, Any]]) -> Path:
         picture = curves(folder, dataset if len(groups) == 1 else f"{dataset}-{minutes:g}-{seed}", found)
         parts += [
             f"## {dataset}, {minutes:g} minutes of CPU for each run, seed {seed}\n",
+            EARLIER if any(each.get("precision") == "bfloat16" for each in found) else "",
             accuracy(found, everything) + "\n",
             f"![Validation NDCG@10 over minutes of CPU]({picture})\n",
             costs(found) + "\n",

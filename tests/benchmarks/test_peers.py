@@ -268,6 +268,13 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
     assert page.speed(rows[2:]) == page.speed([]) == ""
 
 
+def test_runs_of_an_earlier_version_are_said_to_be_that(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    row = made_up("ensemble_kd SASRec", 0.1)
+    assert page.EARLIER not in page.write(tmp_path, [{**row, "precision": "float32"}]).read_text()
+    assert page.EARLIER in page.write(tmp_path, [{**row, "precision": "bfloat16"}]).read_text()
+
+
 def test_the_minutes_of_a_student_name_those_of_its_teacher() -> None:
     three = made_up("ensemble_kd SASRec, three", 0.2, seconds_of_training={"cpu": 180.0, "wall": 200.0})
     student = made_up("ensemble_kd SASRec, student of three", 0.3)
