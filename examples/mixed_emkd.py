@@ -1,29 +1,30 @@
 """SASRec, GRU4Rec and Caser in one ensemble, and one network that learns from it.
 
-Networks of one architecture make similar mistakes. Those of several differ more, and so their mean gains more. All
-three are trained side by side in one model, each on its own: ``losses=0``. Then a single SASRec learns what the
-ensemble knows, so that serving costs one network.
+Networks of several architectures make unlike mistakes, and so their mean gains more. All three are trained side by
+side, each on its own: ``losses=0``. Then one SASRec learns what they know, so that serving costs one network.
 
-Trains on a synthetic catalogue in less than two minutes on two cores. Its last lines of output::
+Trains on a synthetic catalogue in less than three minutes on two cores, on a fourth of the users, and tests on all:
+with few users, chance decides which network looks better. Its last lines of output::
 
     scorer      HR@10 NDCG@10
-    SASRec     0.2125  0.1106
-    GRU4Rec    0.1737  0.0981
-    Caser      0.1113  0.0644
-    ensemble   0.2200  0.1255
-    student    0.2250  0.1239
-    NDCG@10 of the ensemble over its best member: +13.5%
-    Of that gain the student, one SASRec, keeps: 89%
+    SASRec     0.2406  0.1206
+    GRU4Rec    0.1775  0.0959
+    Caser      0.1391  0.0759
+    ensemble   0.2525  0.1390
+    student    0.2584  0.1371
+    NDCG@10 of the ensemble over its best member: +15.2%
+    Of that gain the student, one SASRec, keeps: 90%
 
-On data of yours, where they may be of less like strength, ``evaluation.calibrate`` fits a weight to each.
+By ``seed`` 0, 1 and 2 the ensemble gains 15, 14 and 20 %, of which the student keeps 90, 116 and 87 %. On data of
+yours, where members may be of less like strength, ``evaluation.calibrate`` fits a weight to each.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from ensemble_kd import KD, EnsembleKD, NextItem, fit
-from ensemble_kd.data import synthetic
+from ensemble_kd import EnsembleKD, NextItem, fit
+from ensemble_kd.data import SequenceData, synthetic
 from ensemble_kd.distillation import distill
 from ensemble_kd.encoders import Caser, GRU4Rec, SASRec
 from ensemble_kd.evaluation import evaluate
@@ -32,32 +33,36 @@ from ensemble_kd.training import Cosine
 ITEMS, WINDOW = 400, 20
 
 
-def sasrec(dropout: float = 0.5) -> nn.Module:
+def sasrec() -> nn.Module:
     """SASRec, which looks at all items of a user."""
-    return SASRec(ITEMS, d_model=32, num_layers=1, max_len=WINDOW, dropout=dropout)
+    return SASRec(ITEMS, d_model=32, num_layers=1, max_len=WINDOW, dropout=0.5)
 
 
 def gru4rec() -> nn.Module:
     """GRU4Rec, which reads them one after the other."""
-    return GRU4Rec(ITEMS, d_model=64, max_len=WINDOW, dropout=0.2)
+    return GRU4Rec(ITEMS, d_model=64, max_len=WINDOW, dropout=0.4)
 
 
 def caser() -> nn.Module:
     """Caser, which sees the last few as a picture."""
-    return Caser(ITEMS, d_model=64, max_len=WINDOW, dropout=0.1)
+    return Caser(ITEMS, d_model=64, max_len=WINDOW, dropout=0.5)
 
 
-def main(users: int = 800, epochs: int = 14) -> None:
+def large() -> nn.Module:
+    """The student, which may be larger than a member: with a teacher, it overfits less."""
+    return SASRec(ITEMS, d_model=128, num_layers=2, max_len=WINDOW, dropout=0.1)
+
+
+def main(users: int = 3200, epochs: int = 30, seed: int = 0) -> None:
     """Train the ensemble and its student; print the accuracy of all, and what each step gains."""
     data = synthetic(users, num_items=ITEMS)
-    plan = {"batch_size": 64, "window": WINDOW + 1, "window_step": 1, "schedule": Cosine(warmup=0.5)}
-    options = {**plan, "lr": 5e-3, "precision": "float32"}
-    ensemble = EnsembleKD([sasrec, gru4rec, caser], objective=NextItem(), losses=0)
-    fit(ensemble, data, epochs=epochs, **options)
-    # Spliced sequences keep the student from overfitting, so it needs less dropout.
-    kd = 10 * KD(temperature=1.0)
-    student = distill(ensemble, lambda: sasrec(0.1), data, losses=kd, epochs=epochs, **options).student
-
+    fourth = data.offsets[: users // 4 + 1]
+    train = SequenceData(data.items[: fourth[-1]], fourth, ITEMS)
+    windows = {"batch_size": 64, "window": WINDOW + 1, "window_step": 1}
+    options = {**windows, "epochs": epochs, "schedule": Cosine(warmup=0.5), "precision": "float32", "seed": seed}
+    ensemble = EnsembleKD([sasrec, gru4rec, caser], objective=NextItem(), losses=0, seed=seed)
+    fit(ensemble, train, lr=5e-3, **options)
+    student = distill(ensemble, large, train, lr=2e-3, **options).student
     rows = evaluate(ensemble, data, "test").rows
     shown = {name: rows[f"member {i}"] for i, name in enumerate(("SASRec", "GRU4Rec", "Caser"))}
     best = max(row["NDCG@10"] for row in shown.values())
