@@ -183,7 +183,7 @@ def test_a_schedule_of_weights_captures_nothing_anew(losses: Loss, monkeypatch: 
         with simulated.device():
             model = cases.build("SASRec", cases.OBJECTIVES["next"], losses=losses, backend="loop")
             model.to(simulated.NAME)
-            options: dict[str, Any] = {"epochs": 3, "batch_size": 6, "precision": "float32", "progress": False}
+            options: dict[str, Any] = {"epochs": 3, "batch_size": 10, "precision": "float32", "progress": False}
             torch.manual_seed(0)
             result = fit(model, cases.data(), window=COLUMNS, cuda_graphs=as_graphs, transfer=ramp, **options)
             weights = {name: x.cpu() for name, x in model.state_dict().items()}

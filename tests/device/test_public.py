@@ -51,11 +51,11 @@ def test_fit_waits_no_more_for_more_steps(mapped: bool, tmp_path: Path) -> None:
         write_sequences(tmp_path / "data", rows, num_items=data.num_items)
         data = MappedSequences(tmp_path / "data")
     waits = []
-    for batch_size in (4, 16):
+    for batch_size in (8, 32):
         with simulated.device() as log:
-            model = cases.build("SASRec", cases.OBJECTIVES["next, sampled"], losses=0, item_attributes=None)
+            objective = cases.OBJECTIVES["next, sampled"]
+            model = cases.build("SASRec", objective, losses=0, item_attributes=None, backend="vmap")
             model = model.to(simulated.NAME)
-            model.encoder.backend_for(cases.batch().to(simulated.NAME))
             log.clear()
             options: dict[str, Any] = {"window": cases.LENGTH, "precision": "bfloat16", "log_every": 1000}
             fit(model, data, epochs=1, batch_size=batch_size, progress=False, **options)
