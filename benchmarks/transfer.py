@@ -28,10 +28,10 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {  # the first is tried first
     "target": (3.0, 1.0, 10.0),
     "ambiguity": (-0.5, -0.25, -0.75),
     "distillation": (0.5, 0.25, 1.0),
+    "spliced": (1.0, 0.3, 3.0),
     "KD": (1.0, 0.3, 3.0),
     "better": (1.0, 0.3, 3.0),
     "ema": (1.0, 0.3, 3.0),
-    "spliced": (1.0, 0.3, 3.0),
 }
 Done = Mapping[Trial, Record]
 
