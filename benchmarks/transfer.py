@@ -3,8 +3,9 @@
 ``python -m benchmarks.transfer --data-dir FOLDER`` may be stopped at any moment and called again. Three networks of
 ``presets.recipe`` are trained by ``fit`` with nothing else given. What is looked for helps both encoders. So each
 formula is tried with GRU4Rec at a middle strength; if validation of the ensemble is better by it than with independent
-members, also at two more, and whatever helped, with SASRec. What is best on validation of both, seed 0, is tried with
-fresh seeds. What ``benchmarks.defaults`` has trained is not trained again.
+members, also at two more, and whatever helped, with SASRec. A teacher may do what dropout did, so that KD is tried with
+less dropout, too, and beside it independent members with as little. What is best on validation of both, seed 0, is
+tried with fresh seeds. What ``benchmarks.defaults`` has trained is not trained again.
 """
 
 from __future__ import annotations
@@ -33,12 +34,22 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {  # the first is tried first
     "better": (1.0, 0.3, 3.0),
     "ema": (1.0, 0.3, 3.0),
 }
+LESS = 0.1  # dropout, where the recipes have 0.3
+WITH_LESS = (("spliced", 1.0), ("KD", 1.0), ("KD", 0.0))  # formulas and strengths; the last are independent
 Done = Mapping[Trial, Record]
 
 
-def attempt(encoder: str, formula: str = "KD", strength: float = 0.0, seed: int = 0) -> Trial:
-    """Three members with a formula; of strength 0, independent ones."""
-    return Trial("Beauty", encoder, 3, kd=strength, formula=formula, seed=seed)
+def attempt(
+    encoder: str, formula: str = "KD", strength: float = 0.0, dropout: float | None = None, *, seed: int = 0
+) -> Trial:
+    """Three members with a formula; of strength 0, independent ones. ``dropout``: in place of the recipe's."""
+    return Trial("Beauty", encoder, 3, kd=strength, formula=formula, dropout=dropout, seed=seed)
+
+
+def settings() -> list[tuple[str, float, float | None]]:
+    """Return all formulas with their strengths, and with a dropout where it is not the recipe's."""
+    usual = [(formula, strength, None) for formula, strengths in STRENGTHS.items() for strength in strengths]
+    return [*usual, *((*each, LESS) for each in WITH_LESS)]
 
 
 def gain(done: Done, trial: Trial) -> float | None:
@@ -55,15 +66,14 @@ def helps(done: Done, trial: Trial) -> bool:
     return found is not None and found > 0
 
 
-def winner(done: Done) -> tuple[str, float] | None:
-    """Return the formula and strength whose worse gain of the two encoders is the greatest; None: none helps both."""
-    worse: dict[tuple[str, float], float] = {}
-    for formula, strengths in STRENGTHS.items():
-        for strength in strengths:
-            gains = [gain(done, attempt(encoder, formula, strength)) for encoder in ENCODERS]
-            known = [each for each in gains if each is not None and each > 0]
-            if len(known) == len(ENCODERS):
-                worse[formula, strength] = min(known)
+def winner(done: Done) -> tuple[str, float, float | None] | None:
+    """Return the setting whose worse gain of the two encoders is the greatest; None: none helps both."""
+    worse: dict[tuple[str, float, float | None], float] = {}
+    for setting in settings():
+        gains = [gain(done, attempt(encoder, *setting)) for encoder in ENCODERS]
+        known = [each for each in gains if each is not None and each > 0]
+        if len(known) == len(ENCODERS):
+            worse[setting] = min(known)
     return max(worse, key=lambda found: worse[found]) if worse else None
 
 
@@ -73,6 +83,7 @@ def wanted(done: Done, seeds: int) -> Iterator[Trial]:
     yield from (attempt(encoder) for encoder in ENCODERS)
     for formula, (middle, *_) in STRENGTHS.items():
         yield attempt(quick, formula, middle)
+    yield from (attempt(encoder, *each, LESS) for each in WITH_LESS for encoder in ENCODERS)
     for formula, (middle, *more) in STRENGTHS.items():
         tried = [middle, *more] if helps(done, attempt(quick, formula, middle)) else []
         for strength in tried:
@@ -85,16 +96,19 @@ def wanted(done: Done, seeds: int) -> Iterator[Trial]:
             yield from (attempt(encoder, seed=seed), attempt(encoder, *best, seed=seed))  # type: ignore[misc]
 
 
-def line(formula: str, strength: float, records: Sequence[Record], alone: Mapping[int, Record]) -> str:
+def line(
+    formula: str, strength: float, dropout: float | None, records: Sequence[Record], alone: Mapping[int, Record]
+) -> str:
     """A row of the table: means over seeds, and tests paired by user against independent members of the same seeds."""
     pairs = [(r, alone[r["trial"]["seed"]]) for r in records if r["trial"]["seed"] in alone]
-    cells = [f"`{strength:g} * {FORMULAS[formula]!r}`" if strength else "independent", str(len(records))]
+    losses = f"`{strength:g} * {FORMULAS[formula]!r}`" if strength else "independent"
+    cells = [losses + ("" if dropout is None else f", dropout {dropout:g}"), str(len(records))]
     cells += [f"{statistics.mean(r['best_epoch'] + 1 for r in records):.0f}"]
     cells += [f"{statistics.mean(r['minutes'] for r in records):.0f}"]
     cells += [f"{statistics.mean(max(r['valid']) for r in records):.4f}"]
     for of_members in (True, False):
         cells.append(f"{statistics.mean((members if of_members else score)(r) for r in records):.4f}")
-        if strength and pairs:
+        if (strength or dropout is not None) and pairs:
             both = [np.stack([of_users(pair[i], members=of_members) for pair in pairs]) for i in (0, 1)]
             test = paired_bootstrap(*both)
             cells.append(f"{test.difference:+.4f} (p = {test.p:.4f})")
@@ -117,7 +131,8 @@ def report(records: Sequence[Record], seeds: int) -> str:
         "are chosen by validation; with one seed a difference on test is no claim. Overlap: of the users whose item is",
         "among the ten best of one of two members, the share for whom it is among those of both. Minutes of one",
         "thread, on a machine that was shared with other runs. A formula is looked for that helps both encoders, so",
-        "that SASRec is trained where GRU4Rec gained on validation.",
+        f"that SASRec is trained where GRU4Rec gained on validation. Dropout is the recipe's, 0.3, but where {LESS} is",
+        "named.",
         "",
     ]
     for encoder in ENCODERS:
@@ -132,13 +147,12 @@ def report(records: Sequence[Record], seeds: int) -> str:
             "| losses | seeds | best epoch | minutes | validation | members | against independent | ensemble |"
             " against independent | overlap |",
             "| --- " * 10 + "|",
-            line("KD", 0.0, list(alone.values()), alone),
+            line("KD", 0.0, None, list(alone.values()), alone),
         ]
-        for formula, strengths in STRENGTHS.items():
-            for strength in strengths:
-                tried = [attempt(encoder, formula, strength, seed) for seed in range(seeds)]
-                if found := [done[trial] for trial in tried if trial in done]:
-                    lines.append(line(formula, strength, found, alone))
+        for setting in settings():
+            tried = [attempt(encoder, *setting, seed=seed) for seed in range(seeds)]
+            if found := [done[trial] for trial in tried if trial in done]:
+                lines.append(line(*setting, found, alone))
         lines.append("")
     missing = [trial for trial in wanted(done, seeds) if trial not in done]
     lines += [f"Attempts that are still to run: {len(missing)}.", ""]
