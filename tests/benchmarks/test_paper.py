@@ -77,6 +77,9 @@ def test_smoke_and_a_study_that_was_stopped(tmp_path: Path, monkeypatch: pytest.
     assert "Table 4" in parts
     assert "Table 1" not in parts  # nothing of it has run, or a single row
     assert "from 2 finished runs" in parts
+    whole_records = (tmp_path / "whole" / "results.jsonl").read_text().splitlines(keepends=True)
+    with (tmp_path / "parts" / "results.jsonl").open("a") as file:
+        file.writelines(whole_records[5:])  # so that few are left
     command.main([*arguments, *output])
     assert cut((tmp_path / "parts" / "REPORT.md").read_text()) == cut(whole)
     command.main([*arguments, *output])  # nothing left to do
