@@ -19,6 +19,7 @@ BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a 
 _ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
 _ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
 ENCODER_BYTES = 2 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
+TOGETHER = 128  # sequences that are encoded at once on a CPU: more share no work, and have more padding
 
 
 class Recommendations(NamedTuple):
@@ -55,11 +56,13 @@ class Uncertainty(NamedTuple):
 
 
 def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: int, longest: int | None) -> Tensor:
-    """Encode some sequences at a time, so that memory does not grow with their number.
+    """Encode some sequences at a time, those of similar length together and without columns that are all padding.
+
+    So memory does not grow with the number of sequences, nor time with the width to which short ones are padded.
 
     Args:
-        encode: (r, l) sequences -> (n, r, d) states.
-        item_ids: (b, l) sequences.
+        encode: (r, l) sequences -> (n, r, d) states, which do not depend on padding.
+        item_ids: (b, l) sequences, left-padded with 0.
         n: members that are encoded here.
         d: width of the states.
         longest: positions that the encoder reads; None: any number.
@@ -68,22 +71,30 @@ def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: 
         (n, b, d).
 
     Examples:
-        >>> encoded(lambda ids: ids[None, :, :1].float(), torch.tensor([[1, 2], [3, 4]]), n=1, d=1, longest=None)
-        tensor([[[1.],
+        >>> ids = torch.tensor([[0, 0, 1], [0, 3, 4]])
+        >>> encoded(lambda ids: ids[None, :, :1].float(), ids, n=1, d=1, longest=None)
+        tensor([[[0.],
                  [3.]]])
     """
     b, length = item_ids.shape
     length = length if longest is None else min(length, longest)
     # About 16 values per feature and position, as a Transformer's block has, and 4 attention weights per pair.
-    rows = max(1, _times(item_ids) * ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length)))
-    first = encode(item_ids[:rows])
+    most = _times(item_ids) * ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length))
+    rows = max(1, min(most, _times(item_ids) * TOGETHER))
+    lengths = (item_ids != 0).sum(dim=1)
     if rows >= b:
-        return first
-    states = first.new_empty(len(first), b, first.shape[-1])
-    states[:, :rows] = first  # a copy: the newest states alone would keep those of all positions in memory
-    del first
-    for start in range(rows, b, rows):
-        states[:, start : start + rows] = encode(item_ids[start : start + rows])
+        return encode(item_ids[:, -max(1, int(lengths.max())) :])
+    lengths, order = lengths.sort(stable=True)
+    blocks = order.split(rows)
+    ends = torch.stack([lengths[min(start + rows, b) - 1] for start in range(0, b, rows)]).tolist()  # read once
+    states = None
+    for users, end in zip(blocks, ends, strict=True):
+        some = encode(item_ids[users, -max(1, end) :])
+        if states is None:
+            states = some.new_empty(len(some), b, some.shape[-1])
+        states[:, users] = some  # a copy: the newest states alone would keep those of all positions in memory
+        del some
+    assert states is not None
     return states
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ensemble_kd import EnsembleKD, EnsembleKDError
 from ensemble_kd import serving as served
-from ensemble_kd.encoders import BERT4Rec, SASRec
+from ensemble_kd.encoders import BERT4Rec, Caser, GRU4Rec, SASRec
 from ensemble_kd.internal import turns
 
 quick = settings(deadline=None, max_examples=60)
@@ -264,6 +264,31 @@ def test_some_sequences_are_encoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     sizes.clear()
     served.encoded(encode, ids, n=1, d=4, longest=2)  # the encoder reads half of each: more sequences fit
     assert sizes[0] > 3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_no_column_of_padding_is_encoded(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, shapes = torch.tensor([[0, 0, 0, 1], [1, 2, 3, 4], [0, 0, 0, 5], [0, 0, 6, 7], [0, 1, 2, 8]]), []
+
+    def encode(some: Tensor) -> Tensor:
+        shapes.append(tuple(some.shape))
+        return some[None, :, -1:].double()
+
+    monkeypatch.setattr(served, "TOGETHER", rows)
+    found = served.encoded(encode, ids, n=1, d=1, longest=None)
+    assert found.squeeze().tolist() == [1, 4, 5, 7, 8]  # in their order
+    expected = {1: [1, 1, 2, 3, 4], 2: [1, 3, 4], 3: [2, 4], 7: [4]}
+    assert [columns for _, columns in shapes] == expected[rows]
+    assert all(r <= rows for r, _ in shapes)
+
+
+@pytest.mark.parametrize("encoder", [SASRec, BERT4Rec, GRU4Rec, Caser])
+def test_answers_do_not_depend_on_how_far_a_sequence_is_padded(encoder: type) -> None:
+    model = EnsembleKD(lambda: encoder(V, d_model=8, max_len=9, dropout=0.5), n=2).double()
+    wide = torch.cat([torch.zeros(len(IDS), 3, dtype=torch.int64), IDS], dim=1)
+    found = model.query_vectors(IDS)
+    for other in (model.query_vectors(wide), torch.cat([model.query_vectors(row[None]) for row in IDS])):
+        torch.testing.assert_close(other, found, rtol=0, atol=1e-12)
 
 
 def test_ids_of_other_kinds_are_refused_with_the_way_out() -> None:
