@@ -15,6 +15,7 @@ from benchmarks.peers.records import Record, with_batches
 
 FOLDER = ROOT.parent / "docs" / "results"
 OURS = "ensemble_kd SASRec"
+NARROW = f"{OURS}, width 64"  # as wide as the peers' networks
 NAME = "peers.md"
 Row = Sequence[object]
 
@@ -55,12 +56,6 @@ WARNING = """\
 **Read the budget first.** Minutes of one thread show how far each library gets on a laptop, and nothing about what its
 network reaches in the end. Where a run ended within its first epochs, its accuracy says that it is slow, and not that
 its network is weak.
-"""
-EARLIER = """\
-**Figures of ours that are too low.** The runs of this library without float32 in their name are of an earlier version,
-whose `precision="auto"` chose bfloat16 on this machine; float32 is faster there, takes less memory, and is chosen on
-every CPU now. None of its runs here was ranked by the averaged weights that `fit` keeps now, and three networks were
-trained with the paper's losses.
 """
 
 
@@ -115,21 +110,21 @@ MEASURES = (
         lambda e: e["peak_mib"],
         False,
         0,
-        "our network is 128 wide",
+        "ours is 128 wide where no width is named",
     ),
     Measure(
         "CPU milliseconds a request",
         lambda e: e["serving"]["request_cpu_ms"],
         False,
         2,
-        "our network is 128 wide and has positions by distance, and ours checks what it is given",
+        "ours has positions by distance, checks what it is given, and is 128 wide where no width is named",
     ),
     Measure(
         "users a CPU second, recommending to many",
         lambda e: e["serving"]["users_per_cpu_s"],
         True,
         0,
-        "our network is 128 wide and has positions by distance",
+        "ours has positions by distance, and is 128 wide where no width is named",
     ),
     Measure("lines that a user writes", lambda e: e["lines"], False, 0, "its data class reads the table as it is"),
     Measure("MiB installed, without torch", lambda e: _without_torch(e), False, 0, "it needs less"),
@@ -149,9 +144,35 @@ def markdown(head: Row, rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
 
 
+def one_of_ours(found: Sequence[Record]) -> Record | None:
+    """Return the run of one network of ours that the others are compared with; None: there is none."""
+    by_name = {each["name"]: each for each in found}
+    return by_name.get(OURS) or by_name.get(NARROW)
+
+
+def summary(found: Sequence[Record]) -> str:
+    """Return a sentence: what one network of ours and the best of each peer have within the budget."""
+    mine = [each for each in found if each["name"] in (NARROW, OURS)]
+    peers = [each for each in found if "ensemble_kd" not in each["name"]]
+    best = [max((e for e in peers if e["library"] == name), key=lambda e: e["test"]["NDCG@10"])
+            for name in dict.fromkeys(each["library"] for each in peers)]  # fmt: skip
+    said = [
+        f"{each['name']} {each['test']['NDCG@10']:.4f} (best validation after {each['best']['cpu_s'] / 60:.1f} minutes,"
+        f" {epochs_done(each):.1f} epochs{ended(each)})"
+        for each in (*mine[:1], *best)
+    ]
+    return f"NDCG@10 on test: {'; '.join(said)}.\n" if mine and best else ""
+
+
+def ended(each: Record) -> str:
+    """Return words for a run of ``fit`` that ended by itself within the budget."""
+    used = each["seconds_of_training"]["cpu"] / 60
+    return f"; it ended by itself after {used:.1f}" if used < 0.95 * each["minutes"] else ""
+
+
 def accuracy(found: Sequence[Record], everything: Sequence[Record]) -> str:
     """Return the table of accuracy, each paired by user with one network of ours."""
-    ours = next((each for each in found if each["name"] == OURS), None)
+    ours = one_of_ours(found)
     rows: list[Row] = []
     for each in sorted(found, key=lambda each: -each["test"]["NDCG@10"]):
         against = ""
@@ -176,7 +197,7 @@ def accuracy(found: Sequence[Record], everything: Sequence[Record]) -> str:
         "",
         "NDCG@10",
         "HR@10",
-        f"NDCG@10 against {OURS} (95 %)",
+        f"NDCG@10 against {ours['name'] if ours else OURS} (95 %)",
         "epochs in the budget",
         "CPU minutes to the best validation",
         "wall-clock minutes",
@@ -248,7 +269,7 @@ def settings(found: Sequence[Record]) -> str:
 def ahead(found: Sequence[Record]) -> list[str]:
     """Return a line for each number in which a peer is ahead of one network of ours, with the reason."""
     by_name = {each["name"]: each for each in found}
-    ours, lines = by_name.get(OURS), list[str]()
+    ours, lines = one_of_ours(found), list[str]()
     if ours is None:
         return lines
     for measure in MEASURES:
@@ -259,8 +280,8 @@ def ahead(found: Sequence[Record]) -> list[str]:
                 continue
             if (theirs > mine) if measure.more else (theirs < mine):
                 digits = measure.digits
-                numbers, other = f"{mine:.{digits}f}", by_name.get(f"{OURS}, width 64")
-                if other and (value := measure.of(other)) is not None:
+                numbers, other = f"{mine:.{digits}f}", by_name.get(NARROW)
+                if other and other is not ours and (value := measure.of(other)) is not None:
                     numbers += f" and {value:.{digits}f} (width 64)"
                 lines.append(
                     f"- {measure.words}: **{each['name']}** {theirs:.{digits}f}, ours {numbers}."
@@ -272,7 +293,7 @@ def ahead(found: Sequence[Record]) -> list[str]:
 def speed(found: Sequence[Record]) -> str:
     """Return sentences: CPU seconds of an epoch of the peers over ours, at equal width and over all items."""
     seconds = {each["name"]: cpu_s_of_epoch(each) for each in found}
-    mine, lines = seconds.get(f"{OURS}, width 64"), []
+    mine, lines = seconds.get(NARROW), []
     theirs = {
         name: s for name in ("RecBole SASRec", "RecTools SASRec, softmax") if (s := seconds.get(name)) is not None
     }
@@ -334,14 +355,16 @@ def write(folder: Path, everything: Sequence[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parts = [HEAD, WARNING]
     everything = [with_batches(each, everything) for each in everything]
-    groups = dict.fromkeys((each["dataset"], each["minutes"], each["seed"]) for each in everything)
+    keys = dict.fromkeys((each["dataset"], each["minutes"], each["seed"]) for each in everything)
+    order = list(dict.fromkeys(dataset for dataset, _, _ in keys))
+    groups = sorted(keys, key=lambda key: (order.index(key[0]), -key[1], key[2]))  # the longest runs first
     for dataset, minutes, seed in groups:
         found = [e for e in everything if (e["dataset"], e["minutes"], e["seed"]) == (dataset, minutes, seed)]
         first = found[0]
         picture = curves(folder, dataset if len(groups) == 1 else f"{dataset}-{minutes:g}-{seed}", found)
         parts += [
             f"## {dataset}, {minutes:g} minutes of CPU for each run, seed {seed}\n",
-            EARLIER if any(each.get("precision") == "bfloat16" for each in found) else "",
+            summary(found),
             accuracy(found, everything) + "\n",
             f"![Validation NDCG@10 over minutes of CPU]({picture})\n",
             costs(found) + "\n",

@@ -268,11 +268,18 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
     assert page.speed(rows[2:]) == page.speed([]) == ""
 
 
-def test_runs_of_an_earlier_version_are_said_to_be_that(tmp_path: Path) -> None:
+def test_the_longest_runs_come_first_and_are_summed_up(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    row = made_up("ensemble_kd SASRec", 0.1)
-    assert page.EARLIER not in page.write(tmp_path, [{**row, "precision": "float32"}]).read_text()
-    assert page.EARLIER in page.write(tmp_path, [{**row, "precision": "bfloat16"}]).read_text()
+    short = [made_up("ensemble_kd SASRec", 0.1), made_up("RecBole SASRec", 0.05), made_up("RecBole GRU4Rec", 0.08)]
+    narrow = made_up("ensemble_kd SASRec, width 64", 0.3, minutes=20.0)
+    text = page.write(tmp_path, [*short, narrow, made_up("RecBole SASRec", 0.2, minutes=20.0)]).read_text()
+    assert text.index("## Beauty, 20 minutes") < text.index("## Beauty, 2 minutes")
+    one = "0.3000 (best validation after 1.0 minutes, 2.0 epochs; it ended by itself after 1.0)"
+    assert f"NDCG@10 on test: ensemble_kd SASRec, width 64 {one}; RecBole SASRec 0.2000 (" in text
+    assert "NDCG@10 against ensemble_kd SASRec, width 64 (95 %)" in text  # where the wider one has not run
+    assert "RecBole GRU4Rec 0.0800 (" in page.summary(short)  # a peer's best
+    assert "by itself" not in page.summary([{**each, "minutes": 1.0} for each in short])
+    assert page.summary(short[:1]) == page.summary(short[1:]) == ""
 
 
 def test_the_minutes_of_a_student_name_those_of_its_teacher() -> None:
