@@ -70,17 +70,17 @@ def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropo
     return right_padded(SASRec(config, SimpleNamespace(num=lambda field: num_items + 1)))
 
 
-def build(encoder_fn: Any, n: int, seed: int, data: SequenceData) -> tuple[EnsembleKD, ItemLoss]:
-    """User code: n of them, trained side by side."""
-    return EnsembleKD(encoder_fn, n=n, num_items=data.num_items, seed=seed, losses=0), Mutual()
+def build(encoder_fn: Any, n: int, seed: int, data: SequenceData, table: str) -> tuple[EnsembleKD, ItemLoss]:
+    """User code: n of them, trained side by side; they score by the embeddings of the items, as the libraries do."""
+    return EnsembleKD(encoder_fn, n=n, num_items=data.num_items, seed=seed, losses=0, classifier=table), Mutual()
 
 
 def run(job: dict[str, Any]) -> None:
     settings = dict(job["settings"])
     n, options = settings.pop("n"), settings.pop("fit", {})
     data = read_text(job["data"])
-    kind = {"RecTools": RecTools, "RecBole": recbole}[job["model"]]
-    model, loss = build(partial(kind, data.num_items, **settings), n, job["seed"], data)
+    kind, table = {"RecTools": (RecTools, "item_embedding"), "RecBole": (recbole, "model.item_embedding")}[job["model"]]
+    model, loss = build(partial(kind, data.num_items, **settings), n, job["seed"], data, table)
     run_ensemble_kd.watched(job, model, data, settings["max_len"], loss=loss, **options)
 
 
