@@ -38,6 +38,9 @@ class RecTools(nn.Module):
             similarity_module=None,
             use_key_padding_mask=True,
         )
+        for parameter in self.parameters():  # as RecTools does when training starts
+            if parameter.ndim > 1:
+                nn.init.xavier_normal_(parameter)
 
     def forward(self, item_ids: Tensor) -> Tensor:
         states: Tensor = self.backbone.encode_sessions({"x": item_ids}, self.item_embedding.weight)
