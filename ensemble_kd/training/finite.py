@@ -1,7 +1,9 @@
-"""Checks that a run's numbers are finite, so that no checkpoint has lost weights."""
+"""Checks that a run's numbers are finite, so that no checkpoint has lost weights, and that its start makes sense."""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -28,6 +30,33 @@ the temperature or set max_grad_norm; the last good checkpoint was kept.
         if not bool(torch.isfinite(value)):
             fix = "Lower lr, raise the temperature or set max_grad_norm; the last good checkpoint was kept."
             raise EnsembleKDError(f"fit: {when}, term {name!r}", "a finite value", str(float(value)), fix)
+
+
+_FAR = 1.5  # times the loss of a guess: an untrained network has .99 to 1.01 of it, unless its scores are too wide
+
+
+def warn_if_worse_than_a_guess(loss: float, num_items: int) -> None:
+    """Warn if the first epoch's mean loss, of one member and one view, is far above that of equal scores for all items.
+
+    The usual cause is a classifier that is tied to embeddings as wide as torch begins them.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_if_worse_than_a_guess(5.2, 200)
+        ...     warn_if_worse_than_a_guess(38.0, 200)
+        >>> [str(each.message)[:75] for each in caught]
+        ['fit: the loss of the first epoch is 38.0 a member; a guess among 200 items ']
+    """
+    guess = math.log(num_items)
+    if loss > _FAR * guess:
+        warnings.warn(
+            f"fit: the loss of the first epoch is {loss:.1f} a member; a guess among {num_items} items has {guess:.1f}."
+            ' Scores begin too wide, or lr is too high. With classifier="tied" the items\' embeddings should begin'
+            " narrow: nn.init.normal_(embedding.weight, std=0.02); torch begins them with std=1.",
+            stacklevel=2,
+        )
 
 
 def check_weights(weights: Mapping[str, Tensor], step: int) -> None:

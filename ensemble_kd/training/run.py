@@ -31,10 +31,11 @@ from ensemble_kd.ensemble import (
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import to_device
 from ensemble_kd.losses import Loss, scale_transfer, terms_by_name
+from ensemble_kd.objectives import MaskedItem, NextItem
 from ensemble_kd.training.averaging import UPDATES, WeightAverage
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
-from ensemble_kd.training.finite import check_terms, check_weights
+from ensemble_kd.training.finite import check_terms, check_weights, warn_if_worse_than_a_guess
 from ensemble_kd.training.folder import claimed, forget
 from ensemble_kd.training.gradients import clip_members_, member_rows
 from ensemble_kd.training.graphs import StepGraphs, check_graphs, set_rate
@@ -286,6 +287,10 @@ class Run:
             "precision": self.precision.name,
         }
         p.history.append(entry)
+        objective = self.model.objective
+        if p.epoch == 0 and self.place.is_first and isinstance(objective, MaskedItem | NextItem):
+            loss = entry["train"][objective.name] / (len(self.model) * objective.views)
+            warn_if_worse_than_a_guess(loss, self.model.num_items)
         p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()
         self._write(entry)
         self.log.say(f"epoch {p.epoch}: {self.selection.summary(rows, score)}, {entry['train_s']:.1f} s")

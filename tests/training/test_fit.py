@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,20 @@ def test_drawn_windows_are_others_in_each_epoch_and_the_same_after_a_resume(tmp_
         train(killed, output_dir=tmp_path / "killed", callback=stop, **options)
     train(killed, output_dir=tmp_path / "killed", resume=True, **options)
     assert_same_checkpoint(tmp_path / "whole" / "last.pt", tmp_path / "killed" / "last.pt")
+
+
+@pytest.mark.parametrize("objective", [NextItem(views=2), MaskedItem(views=3), NextItem(negatives=20)], ids=repr)
+def test_a_start_that_is_worse_than_a_guess_is_said(objective: Any) -> None:
+    """Embeddings as torch begins them, to which the classifier is tied; warnings of the narrow ones would be errors."""
+    for std, said in ((1.0, True), (0.02, False)):
+
+        def encoder(std: float = std) -> SASRec | BERT4Rec:
+            kind = BERT4Rec if isinstance(objective, MaskedItem) else SASRec
+            made = kind(DATA.num_items, d_model=64, num_layers=1, num_heads=1, max_len=8)
+            torch.nn.init.normal_(made.item_embedding.weight, std=std)
+            return made
+
+        model = EnsembleKD(encoder, n=2, objective=objective, classifier="tied", losses=0)
+        warned = pytest.warns(UserWarning, match=r"a guess among \d+ items has \d\.\d.*begin narrow")
+        with warned if said else nullcontext():
+            fit(model, DATA, epochs=2, batch_size=32, lr=1e-3, progress=False)
