@@ -19,7 +19,7 @@ BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a 
 _ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
 _ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
 ENCODER_BYTES = 2 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
-TOGETHER = 128  # sequences that are encoded at once on a CPU: more share no work, and have more padding
+_TOGETHER = 128  # sequences that are encoded at once on a CPU: more share no work, and have more padding
 
 
 class Recommendations(NamedTuple):
@@ -80,7 +80,7 @@ def encoded(encode: Callable[[Tensor], Tensor], item_ids: Tensor, *, n: int, d: 
     length = length if longest is None else min(length, longest)
     # About 16 values per feature and position, as a Transformer's block has, and 4 attention weights per pair.
     most = _times(item_ids) * ENCODER_BYTES // max(1, 4 * n * length * (16 * d + 4 * length))
-    rows = max(1, min(most, _times(item_ids) * TOGETHER))
+    rows = max(1, min(most, _times(item_ids) * _TOGETHER))
     lengths = (item_ids != 0).sum(dim=1)
     if rows >= b:
         return encode(item_ids[:, -max(1, int(lengths.max())) :])

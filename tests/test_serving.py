@@ -274,7 +274,7 @@ def test_no_column_of_padding_is_encoded(rows: int, monkeypatch: pytest.MonkeyPa
         shapes.append(tuple(some.shape))
         return some[None, :, -1:].double()
 
-    monkeypatch.setattr(served, "TOGETHER", rows)
+    monkeypatch.setattr(served, "_TOGETHER", rows)
     found = served.encoded(encode, ids, n=1, d=1, longest=None)
     assert found.squeeze().tolist() == [1, 4, 5, 7, 8]  # in their order
     expected = {1: [1, 1, 2, 3, 4], 2: [1, 3, 4], 3: [2, 4], 7: [4]}
