@@ -64,6 +64,11 @@ def _members(entry: Entry) -> list[str]:
         f"| {row['n']} members, d = {row['d']}{how} | {row['times_alone']:g} times one network alone, "
         f"{row['times_separate']:g} times {row['n']} separate modules |"
         for row, how in rows
+    ] + [
+        f"| {row['n']} members of {kinds.replace(' + ', ', ')} in one ensemble, d = {row['d']} | "
+        f"{row['times_separate']:g} times three models of one member each, a whole step |"
+        for row in entry["rows"]
+        if (kinds := row["variant"].removesuffix(", mixed")) != row["variant"]
     ]
 
 
