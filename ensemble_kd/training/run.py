@@ -287,10 +287,6 @@ class Run:
             "precision": self.precision.name,
         }
         p.history.append(entry)
-        objective = self.model.objective
-        if p.epoch == 0 and self.place.is_first and isinstance(objective, MaskedItem | NextItem):
-            loss = entry["train"][objective.name] / (len(self.model) * objective.views)
-            warn_if_worse_than_a_guess(loss, self.model.num_items)
         p.epoch, p.batch, p.train_s, p.earlier = p.epoch + 1, 0, 0.0, Means()
         self._write(entry)
         self.log.say(f"epoch {p.epoch}: {self.selection.summary(rows, score)}, {entry['train_s']:.1f} s")
@@ -298,6 +294,11 @@ class Run:
         # After last.pt, which has the same weights, or their averages: a run killed between the two finds them there.
         if better and self.best_weights is not None:
             self.checkpoints.save_best(self.best_weights, p)
+        objective = self.model.objective
+        if entry["epoch"] == 0 and self.place.is_first and isinstance(objective, MaskedItem | NextItem):
+            # Last, since a warning may be an error: then the epoch is saved.
+            loss = entry["train"][objective.name] / (len(self.model) * objective.views)
+            warn_if_worse_than_a_guess(loss, self.model.num_items)
 
     def _save(self) -> None:
         if self.folder is None:
