@@ -156,30 +156,43 @@ class Hump:
     """Rise from 0 at ``start`` to 1 at ``full``, then fall by a constant factor per step to ``floor`` at ``end``.
 
     For ``fit(transfer=...)``. The members learn from each other once they know something, and end on their own: what
-    they learned stays, and they part again. The three places are shares of the run.
+    they learned stays, and they part again.
 
     Source: FLAME (SIGIR 2026) anneals its transfer from 1 to 1e-5; the rise is ours, as in ``Ramp``.
 
+    Args:
+        start: the weights' first moment above 0.
+        full: the moment of their full height.
+        end: the moment from which on they stay at ``floor``.
+        floor: share of the full height, above 0.
+        unit: "run", for shares of the run; or "epochs", for a run that ends by itself.
+
     Raises:
-        EnsembleKDError: not 0 <= start <= full <= end <= 1, or floor outside (0, 1].
+        EnsembleKDError: not 0 <= start <= full <= end, shares of the run above 1, floor outside (0, 1], or another
+            unit.
 
     Examples:
         >>> [Hump(0.0, 0.25, 0.75, floor=1e-4)(epoch, 8) for epoch in (0.0, 1.0, 2.0, 4.0, 6.0, 8.0)]
         [0.0, 0.5, 1.0, 0.01, 0.0001, 0.0001]
+        >>> [Hump(2, 4, 8, floor=1e-4, unit="epochs")(epoch, 100) for epoch in (3.0, 4.0, 6.0, 8.0)]
+        [0.5, 1.0, 0.01, 0.0001]
     """
 
     start: float = 0.0
     full: float = 0.2
     end: float = 1.0
     floor: float = 1e-5
+    unit: Unit = "run"
 
     def __post_init__(self) -> None:
-        full = number("Hump", "full", self.full, least=0, most=ratio("Hump", "end", self.end))
+        of_run = choice("Hump", "unit", self.unit, get_args(Unit)) == "run"
+        end = number("Hump", "end", self.end, least=0, most=1 if of_run else math.inf)
+        full = number("Hump", "full", self.full, least=0, most=end)
         number("Hump", "start", self.start, least=0, most=full)
         ratio("Hump", "floor", self.floor, above_zero=True)
 
     def __call__(self, epoch: float, epochs: int) -> float:  # noqa: D102
-        done = epoch / epochs
+        done = epoch / epochs if self.unit == "run" else epoch
         if done < self.full:
             return round(max(0.0, done - self.start) / max(self.full - self.start, 1e-9), 12)
         return round(float(self.floor ** min((done - self.full) / max(self.end - self.full, 1e-9), 1.0)), 12)
