@@ -82,13 +82,17 @@ def timed_ms(step: Step) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def interleaved(what: str, steps: Mapping[str, Step], rounds: int, warm_up: int = 1) -> dict[str, Times]:
+def interleaved(
+    what: str, steps: Mapping[str, Step], rounds: int, warm_up: int = 1, *, quick: bool = False
+) -> dict[str, Times]:
     """Run each variant once per round, so that a busy machine slows all alike; the first rounds do not count.
 
-    A variant that fails is left out of the rounds that follow, and its ``Times`` gives the reason.
+    ``quick``: a single round, to see that all works. A variant that fails is left out of the rounds that follow, and
+    its ``Times`` gives the reason.
     """
     kept: dict[str, list[float]] = {name: [] for name in steps}
     failed: dict[str, str] = {}
+    rounds, warm_up = (1, 0) if quick else (rounds, warm_up)
     for i in range(-warm_up, rounds):
         said = f"round {i + 1}/{rounds}" if i >= 0 else "warming up"
         for name, step in steps.items():

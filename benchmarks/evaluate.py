@@ -54,7 +54,7 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
     rows: list[Row] = []
     for subset, names in ((few, (SORT, COUNT, COUNT_BF16)), (data, (COUNT, COUNT_BF16))):
         steps = {name: functools.partial(calls[name], subset) for name in names}
-        found = interleaved(f"evaluate, {subset.num_users} users", steps, rounds=2 if quick else 5)
+        found = interleaved(f"evaluate, {subset.num_users} users", steps, rounds=5, quick=quick)
         for name, times in found.items():
             row: Row = {"users": subset.num_users, "scorers": len(model) + 1, "d": d, "v": data.num_items}
             row |= {"variant": name, **times.row()}

@@ -87,7 +87,7 @@ def alignment(quick: bool, device: str) -> list[Row]:
         out = torch.zeros(rows, stride, dtype=torch.bfloat16, device=device)[:, :v]
         steps[f"logits, rows of {stride}"] = functools.partial(torch.mm, hidden, weight.t(), out=out)
         steps[f"d weight, rows of {stride}"] = functools.partial(torch.mm, out.t(), hidden)
-    found = interleaved("alignment", steps, rounds=2 if quick else 20, warm_up=3)
+    found = interleaved("alignment", steps, rounds=20, warm_up=3, quick=quick)
     return [{"what": name, "v": v, "d": d, **times.row()} for name, times in found.items()]
 
 
@@ -122,7 +122,7 @@ def steps_by_backend(quick: bool, device: str, compiled: bool) -> list[Row]:
                 backend="vmap" if "vmap" in name else "loop", encoder_fn=members.builder(name, data.num_items, d)
             )
             steps[name] = recipes.ensemble_step(members.compile_stack(name, model), item_ids, torch.bfloat16)
-        found = interleaved(f"backends, n={n}, d={d}", steps, rounds=2 if quick else 20, warm_up=3)
+        found = interleaved(f"backends, n={n}, d={d}", steps, rounds=20, warm_up=3, quick=quick)
         rows += [{"n": n, "d": d, "views": views, "variant": name, **times.row()} for name, times in found.items()]
     return rows
 

@@ -71,7 +71,7 @@ def run(quick: bool, device: str = "cpu", compiled: bool = True) -> list[Row]:
     rows: list[Row] = []
     for t, d, v in problems:
         steps = {name: make(name, t, d, v, device) for name in VARIANTS if compiled or "compiled" not in name}
-        found = interleaved(f"loss, d={d}", steps, rounds=2 if quick else 5)
+        found = interleaved(f"loss, d={d}", steps, rounds=5, quick=quick)
         for name, times in found.items():
             row: Row = {"n": N, "t": t, "d": d, "v": v, "variant": name, **times.row()}
             row |= times.faster_than(found[STORED])

@@ -125,7 +125,7 @@ def mixed_rows(data: SequenceData, quick: bool, device: str) -> list[Row]:
     steps["mixed, KD"] = step(*factories, losses=kd)
     alike = {f"three {name}, KD": step(*3 * [f], losses=kd) for name, f in zip(kinds, factories, strict=True)}
     steps |= alike
-    found = interleaved(f"members, {' + '.join(kinds)}, d={d}", steps, rounds=2 if quick else 9)
+    found = interleaved(f"members, {' + '.join(kinds)}, d={d}", steps, rounds=9, quick=quick)
     separate, with_kd = found["separate"].median, sum(found[name].median for name in alike) / len(alike)
     return [
         {"d": d, "n": len(kinds), "variant": f"{' + '.join(kinds)}, {name}", **times.row()}
@@ -147,7 +147,7 @@ def run(quick: bool, device: str = "cpu", compiled: bool = False) -> list[Row]:
         torch.compiler.reset()  # torch gives up on a function that was compiled for many models before
         steps = variants(n, d, data.num_items, item_ids, names)
         failed = drop_failing(steps)
-        found = interleaved(f"members, d={d}, n={n}", steps, rounds=2 if quick else 9)
+        found = interleaved(f"members, d={d}, n={n}", steps, rounds=9, quick=quick)
         chosen = chosen_backend(n, data.num_items, item_ids)
         for name, times in found.items():
             row: Row = {"d": d, "n": n, "variant": name, **times.row()}

@@ -66,7 +66,7 @@ def run(quick: bool, device: str = "cpu") -> list[Row]:
     }
     named = {f"{variant}, v={v}": step for (variant, v), step in steps.items()}
     # Moments are laid out in memory at the first touch of their rows: two rounds before any counts.
-    found = interleaved("scaling", named, rounds=2 if quick else 7, warm_up=2)
+    found = interleaved("scaling", named, rounds=7, warm_up=2, quick=quick)
     base = found[f"{SAMPLED}, v={sizes[SAMPLED][0]}"]
     rows: list[Row] = []
     for (variant, v), name in zip(steps, named, strict=True):

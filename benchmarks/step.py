@@ -57,7 +57,7 @@ def width(d: int, quick: bool, device: str) -> list[Row]:
     # Before anything is held here: the reference alone needs most of a machine of 24 GiB.
     held = {v: memory(make, (v, 8, 2, 2, True, device), (v, d, views, b, quick, device), device) for v in VARIANTS}
     steps = {v: make(v, d, views, b, quick, device) for v in VARIANTS}
-    found = interleaved(f"step, d={d}", steps, rounds=2 if quick else 5)
+    found = interleaved(f"step, d={d}", steps, rounds=5, quick=quick)
     for variant in VARIANTS:
         row: Row = {"d": d, "views": views, "variant": variant, **found[variant].row()}
         row |= found[variant].faster_than(found[REFERENCE])
@@ -79,5 +79,5 @@ def terms(quick: bool, device: str) -> list[Row]:
     for name, weights in TERMS.items():
         model = recipes.ensemble(data, d, views=views, device=device, losses=weights.losses(), backend=backend(quick))
         steps[name] = recipes.ensemble_step(model, item_ids)
-    found = interleaved("step, terms", steps, rounds=2 if quick else 5)
+    found = interleaved("step, terms", steps, rounds=5, quick=quick)
     return [{"d": d, "views": views, "variant": f"{FLOAT}, {name}", **t.row()} for name, t in found.items()]
