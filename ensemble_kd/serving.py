@@ -242,8 +242,7 @@ def top_items(
         scores = scores if seen is None else _without(scores, seen[rows], own)
         best = scores.topk(k, dim=1)
         _finite(where, best.values.masked_fill(best.values == -torch.inf, 0))
-        items = torch.arange(1, v + 1, device=states.device) if own is None else own
-        picked = items.expand(len(scores), -1).gather(1, best.indices)
+        picked = best.indices + 1 if own is None else own.expand(len(scores), -1).gather(1, best.indices)
         found.append((picked.masked_fill(best.values == -torch.inf, 0), best.values))
     return Recommendations(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 

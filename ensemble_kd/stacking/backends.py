@@ -1,6 +1,6 @@
 """Two ways to run the members, one call per member (the loop) or one call for all (vmap), and the choice between them.
 
-Both work on templates: modules without weights, which ``torch.func.functional_call`` fills for a call.
+Both work on templates: modules without weights, which are filled for a call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import is_transformed, own_buffers, without_fast_path
+from ensemble_kd.stacking.tree import filled
 
 Backend = Literal["auto", "vmap", "loop"]
 
@@ -24,7 +25,12 @@ def call_one(
 ) -> Tensor:
     """Return the output of one member, whose buffers are views of the stack's."""
     values = {**parameters, **buffers}
-    output: Tensor = functional_call(template, values, args, tie_weights=False)
+    output: Tensor
+    if torch.compiler.is_compiling():  # which knows this way to fill a module
+        output = functional_call(template, values, args, tie_weights=False)
+    else:
+        with filled(template, values):
+            output = template(*args)
     for name, view in buffers.items():
         if values[name] is not view:  # forward put a new tensor into the buffer's place: keep it
             _overwrite(name, view, values[name])

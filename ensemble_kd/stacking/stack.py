@@ -2,7 +2,7 @@
 
 The stacked parameters live in a tree of plain modules that mirrors the encoder's own, so ``state_dict()`` has the
 encoder's own names, and optimizers, ``.to()``, clipping and checkpoints work as on any module. The members themselves
-stay as templates without weights, which ``torch.func.functional_call`` fills for a call. See README.md beside this
+stay as templates without weights, which are filled for a call. See README.md beside this
 file for what to mind.
 """
 
@@ -25,7 +25,7 @@ from ensemble_kd.stacking.backends import (
 )
 from ensemble_kd.stacking.build import check_members, leave_weightless
 from ensemble_kd.stacking.templates import Reader, Templates
-from ensemble_kd.stacking.tree import fill, stack_into, values_of
+from ensemble_kd.stacking.tree import fill, parameter_at, stack_into, values_of
 from ensemble_kd.stacking.trial import Trial, seconds_of, vmap_obstacle
 
 
@@ -171,7 +171,7 @@ class StackedModule(nn.Module):
 
     def stacked_parameter(self, name: str) -> Tensor | None:
         """Return the stacked parameter (n, \\*shape) of a dotted name of the encoder's, None if there is none."""
-        return dict(self.named_parameters(remove_duplicate=False)).get(name)
+        return parameter_at(self, name)
 
     @property
     def mixes_rows(self) -> bool:

@@ -12,9 +12,11 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.testing import assert_close
 
 from ensemble_kd.stacking import Backend, StackedModule, sparse_lookups
+from ensemble_kd.stacking.tree import filled
 
 ROWS, D, N, THREADS = 9, 4, 3, 4
 IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
@@ -291,6 +293,55 @@ def test_a_call_that_fails_gives_its_templates_back() -> None:
     assert all(m.training for i in range(N) for m in stacked.member(i).modules())
     with ThreadPoolExecutor(1) as pool:
         assert torch.equal(pool.submit(lambda: stacked(IDS, training=False)).result(), want)
+
+
+def test_a_call_that_fails_leaves_the_template_empty() -> None:
+    stacked = stack()
+    with pytest.raises(IndexError):
+        stacked(IDS + ROWS)
+    with stacked._templates.lend(training=True) as templates:
+        assert all(p.is_meta for t in templates for p in t.parameters())
+
+
+class Tangled(nn.Module):
+    """A tied parameter, a layer under two names, a buffer that forward replaces and one that it writes into."""
+
+    seen: Tensor
+    last: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(D, D, bias=False)
+        self.again, self.tied = self.first, nn.Linear(D, D)
+        self.tied.weight = self.first.weight
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.last = x.sum(dim=0)
+        return torch.as_tensor(self.tied(self.again(x)) + self.last)
+
+
+def test_a_module_is_filled_as_by_functional_call() -> None:
+    x = torch.randn(2, D)
+    source, results = Tangled(), []
+    for run in ("filled", "functional_call"):
+        module, values = Tangled(), {name: tensor.clone() for name, tensor in source.state_dict().items()}
+        del values["again.weight"]  # a module has one path
+        own = dict(module.named_parameters(remove_duplicate=False)), dict(module.named_buffers())
+        if run == "filled":
+            with filled(module, values):
+                out = module(x)
+        else:
+            out = functional_call(module, values, (x,), tie_weights=False)
+        assert all(module.get_parameter(name) is p for name, p in own[0].items())
+        assert all(module.get_buffer(name) is b for name, b in own[1].items())
+        results.append({"out": out, **values})
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
+    assert results[0]["seen"] == 1
+    assert torch.equal(results[0]["last"], x.sum(dim=0))
 
 
 # Look-ups
