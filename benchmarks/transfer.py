@@ -4,8 +4,10 @@
 ``presets.recipe`` are trained by ``fit`` with nothing else given. What is looked for helps both encoders. So each
 formula is tried with GRU4Rec at a middle strength; if validation of the ensemble is better by it than with independent
 members, also at two more, and whatever helped, with SASRec. A teacher may do what dropout did, so that KD is tried with
-less dropout, too, and beside it independent members with as little. What is best on validation of both, seed 0, is
-tried with fresh seeds. What ``benchmarks.defaults`` has trained is not trained again.
+less dropout, too, and beside it independent members with as little. It may also do what averaged weights do, so that KD
+is tried with a rate that falls in place of them, over twice as many epochs as independent members beside it have. What
+is best on validation of both, seed 0, is tried with fresh seeds. What ``benchmarks.defaults`` has trained is not
+trained again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,21 +38,41 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {  # the first is tried first
     "ema": (1.0, 0.3, 3.0),
 }
 LESS = 0.1  # dropout, where the recipes have 0.3
-WITH_LESS = (("spliced", 1.0), ("KD", 1.0), ("KD", 0.0))  # formulas and strengths; the last are independent
+LONG = 20  # epochs of a falling rate with KD; independent members are best after 6 to 10
+
+
+class Setting(NamedTuple):
+    """What is compared, for either encoder; of strength 0, independent members."""
+
+    formula: str = "KD"
+    strength: float = 0.0
+    dropout: float | None = None  # in place of the recipe's
+    cosine: int = 0  # epochs of a falling rate; 0: averaged weights, as by default
+
+
+BESIDES = (
+    Setting("spliced", 1.0, LESS),
+    Setting("KD", 1.0, LESS),
+    Setting(dropout=LESS),
+    Setting("KD", 1.0, cosine=LONG),
+    Setting(cosine=LONG // 2),
+)
 Done = Mapping[Trial, Record]
 
 
-def attempt(
-    encoder: str, formula: str = "KD", strength: float = 0.0, dropout: float | None = None, *, seed: int = 0
-) -> Trial:
-    """Three members with a formula; of strength 0, independent ones. ``dropout``: in place of the recipe's."""
-    return Trial("Beauty", encoder, 3, kd=strength, formula=formula, dropout=dropout, seed=seed)
+def attempt(encoder: str, *setting: Any, seed: int = 0, **more: Any) -> Trial:
+    """Three members of an encoder; ``setting`` and ``more``: those of a ``Setting``."""
+    found = Setting(*setting, **more)
+    return Trial(
+        "Beauty", encoder, 3, kd=found.strength, formula=found.formula, dropout=found.dropout, cosine=found.cosine,
+        seed=seed,
+    )  # fmt: skip
 
 
-def settings() -> list[tuple[str, float, float | None]]:
-    """Return all formulas with their strengths, and with a dropout where it is not the recipe's."""
-    usual = [(formula, strength, None) for formula, strengths in STRENGTHS.items() for strength in strengths]
-    return [*usual, *((*each, LESS) for each in WITH_LESS)]
+def settings() -> list[Setting]:
+    """Return all that is compared with independent members by default."""
+    usual = [Setting(formula, strength) for formula, strengths in STRENGTHS.items() for strength in strengths]
+    return [*usual, *BESIDES]
 
 
 def gain(done: Done, trial: Trial) -> float | None:
@@ -66,9 +89,9 @@ def helps(done: Done, trial: Trial) -> bool:
     return found is not None and found > 0
 
 
-def winner(done: Done) -> tuple[str, float, float | None] | None:
+def winner(done: Done) -> Setting | None:
     """Return the setting whose worse gain of the two encoders is the greatest; None: none helps both."""
-    worse: dict[tuple[str, float, float | None], float] = {}
+    worse: dict[Setting, float] = {}
     for setting in settings():
         gains = [gain(done, attempt(encoder, *setting)) for encoder in ENCODERS]
         known = [each for each in gains if each is not None and each > 0]
@@ -83,7 +106,7 @@ def wanted(done: Done, seeds: int) -> Iterator[Trial]:
     yield from (attempt(encoder) for encoder in ENCODERS)
     for formula, (middle, *_) in STRENGTHS.items():
         yield attempt(quick, formula, middle)
-    yield from (attempt(encoder, *each, LESS) for each in WITH_LESS for encoder in ENCODERS)
+    yield from (attempt(encoder, *each) for each in BESIDES for encoder in ENCODERS)
     for formula, (middle, *more) in STRENGTHS.items():
         tried = [middle, *more] if helps(done, attempt(quick, formula, middle)) else []
         for strength in tried:
@@ -93,22 +116,22 @@ def wanted(done: Done, seeds: int) -> Iterator[Trial]:
     best = winner(done)
     for seed in range(1, seeds if best else 1):
         for encoder in ENCODERS:
-            yield from (attempt(encoder, seed=seed), attempt(encoder, *best, seed=seed))  # type: ignore[misc]
+            yield from (attempt(encoder, seed=seed), attempt(encoder, *(best or ()), seed=seed))
 
 
-def line(
-    formula: str, strength: float, dropout: float | None, records: Sequence[Record], alone: Mapping[int, Record]
-) -> str:
+def line(setting: Setting, records: Sequence[Record], alone: Mapping[int, Record]) -> str:
     """A row of the table: means over seeds, and tests paired by user against independent members of the same seeds."""
     pairs = [(r, alone[r["trial"]["seed"]]) for r in records if r["trial"]["seed"] in alone]
-    losses = f"`{strength:g} * {FORMULAS[formula]!r}`" if strength else "independent"
-    cells = [losses + ("" if dropout is None else f", dropout {dropout:g}"), str(len(records))]
+    losses = f"`{setting.strength:g} * {FORMULAS[setting.formula]!r}`" if setting.strength else "independent"
+    losses += "" if setting.dropout is None else f", dropout {setting.dropout:g}"
+    losses += f", the rate falls over {setting.cosine} epochs" if setting.cosine else ""
+    cells = [losses, str(len(records))]
     cells += [f"{statistics.mean(r['best_epoch'] + 1 for r in records):.0f}"]
     cells += [f"{statistics.mean(r['minutes'] for r in records):.0f}"]
     cells += [f"{statistics.mean(max(r['valid']) for r in records):.4f}"]
     for of_members in (True, False):
         cells.append(f"{statistics.mean((members if of_members else score)(r) for r in records):.4f}")
-        if (strength or dropout is not None) and pairs:
+        if setting != Setting() and pairs:
             both = [np.stack([of_users(pair[i], members=of_members) for pair in pairs]) for i in (0, 1)]
             test = paired_bootstrap(*both)
             cells.append(f"{test.difference:+.4f} (p = {test.p:.4f})")
@@ -132,7 +155,7 @@ def report(records: Sequence[Record], seeds: int) -> str:
         "among the ten best of one of two members, the share for whom it is among those of both. Minutes of one",
         "thread, on a machine that was shared with other runs. A formula is looked for that helps both encoders, so",
         f"that SASRec is trained where GRU4Rec gained on validation. Dropout is the recipe's, 0.3, but where {LESS} is",
-        "named.",
+        "named; and weights are averaged, as by default, but where a rate falls.",
         "",
     ]
     for encoder in ENCODERS:
@@ -147,12 +170,12 @@ def report(records: Sequence[Record], seeds: int) -> str:
             "| losses | seeds | best epoch | minutes | validation | members | against independent | ensemble |"
             " against independent | overlap |",
             "| --- " * 10 + "|",
-            line("KD", 0.0, None, list(alone.values()), alone),
+            line(Setting(), list(alone.values()), alone),
         ]
         for setting in settings():
             tried = [attempt(encoder, *setting, seed=seed) for seed in range(seeds)]
             if found := [done[trial] for trial in tried if trial in done]:
-                lines.append(line(*setting, found, alone))
+                lines.append(line(setting, found, alone))
         lines.append("")
     missing = [trial for trial in wanted(done, seeds) if trial not in done]
     lines += [f"Attempts that are still to run: {len(missing)}.", ""]

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import transfer, trials
 from benchmarks.paper import store
-from benchmarks.transfer import ENCODERS, LESS, STRENGTHS, WITH_LESS, attempt
+from benchmarks.transfer import BESIDES, ENCODERS, LESS, LONG, STRENGTHS, Setting, attempt
 from benchmarks.trials import FORMULAS, Trial
 from ensemble_kd import fit
 from ensemble_kd.data import synthetic
@@ -42,7 +42,7 @@ def test_overlap_is_of_the_users_whose_item_a_member_finds() -> None:
 
 def test_formulas_have_strengths_and_names_of_their_own() -> None:
     assert STRENGTHS.keys() == FORMULAS.keys()
-    tried = [attempt(e, *each) for e in ENCODERS for each in transfer.settings() if each[1]]
+    tried = [attempt(e, *each) for e in ENCODERS for each in transfer.settings() if each.strength]
     assert len({trial.key for trial in tried}) == len(tried)
     data = synthetic(30, 80)
     for trial in tried:
@@ -55,9 +55,9 @@ def test_formulas_have_strengths_and_names_of_their_own() -> None:
 def test_what_is_done_decides_what_is_tried_next() -> None:
     first = list(transfer.wanted({}, 4))
     assert first[:2] == [attempt("GRU4Rec"), attempt("SASRec")]
-    usual, less = first[2:-6], first[-6:]
+    usual, besides = first[2 : -2 * len(BESIDES)], first[-2 * len(BESIDES) :]
     assert [trial.encoder for trial in usual] == ["GRU4Rec"] * len(STRENGTHS)  # nothing is known to help it
-    assert less == [attempt(encoder, *each, LESS) for each in WITH_LESS for encoder in ENCODERS]
+    assert besides == [attempt(encoder, *each) for each in BESIDES for encoder in ENCODERS]
     done = {trial: record(trial, 0.07) for trial in first}
     assert list(transfer.wanted(done, 4)) == first  # no better than independent
     good = attempt("GRU4Rec", "target", 3.0)
@@ -68,7 +68,7 @@ def test_what_is_done_decides_what_is_tried_next() -> None:
     assert transfer.winner(done) is None
     assert not [trial for trial in transfer.wanted(done, 4) if trial not in done]
     done[more[0]] = record(more[0], 0.075)
-    assert transfer.winner(done) == ("target", 3.0, None)
+    assert transfer.winner(done) == Setting("target", 3.0)
     seeds = [trial for trial in transfer.wanted(done, 3) if trial not in done]
     assert [(t.seed, t.encoder, t.kd > 0) for t in seeds] == [
         (seed, encoder, taught) for seed in (1, 2) for encoder in ENCODERS for taught in (False, True)
@@ -80,11 +80,20 @@ def test_less_dropout_may_win() -> None:
     for encoder in ENCODERS:
         trial = attempt(encoder, "spliced", 1.0, LESS)
         done[trial] = record(trial, 0.08)
-    assert transfer.winner(done) == ("spliced", 1.0, LESS)
+    assert transfer.winner(done) == Setting("spliced", 1.0, LESS)
     fresh = attempt("SASRec", "spliced", 1.0, LESS, seed=1)
     assert fresh in list(transfer.wanted(done, 2))
     page = transfer.report([*done.values(), record(fresh, 0.08)], 2)
     assert "| `1 * KD(temperature=1.0, on='spliced')`, dropout 0.1 | 2 |" in page
+
+
+def test_a_falling_rate_is_named_and_compared_with_the_default() -> None:
+    alone, falling = attempt("SASRec"), attempt("SASRec", "KD", 1.0, cosine=LONG)
+    assert falling.options()["epochs"] == LONG
+    page = transfer.report([record(alone, 0.07, ensemble=3), record(falling, 0.08)], 1)
+    (row,) = (line for line in page.splitlines() if "falls over" in line)
+    assert row.startswith("| `1 * KD(temperature=1.0)`, the rate falls over 20 epochs | 1 |")
+    assert "+0.0693" in row
 
 
 def test_the_table_compares_with_independent_members_of_the_same_seeds() -> None:
@@ -104,7 +113,7 @@ def test_the_study_runs_and_takes_what_is_known(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(transfer, "load", lambda dataset, folder: synthetic(40, 80))
     monkeypatch.setattr(trials, "fit", partial(fit, epochs=2))
     monkeypatch.setattr(transfer, "STRENGTHS", {"ambiguity": (-0.5, -0.25, 0.5)})
-    monkeypatch.setattr(transfer, "WITH_LESS", (("spliced", 1.0),))
+    monkeypatch.setattr(transfer, "BESIDES", (Setting("spliced", 1.0, LESS), Setting(cosine=3)))
     known = attempt("GRU4Rec", "ambiguity", -0.5)
     (tmp_path / "known").write_text(json.dumps(record(known, 1.0)) + "\n")
     given = ["--data-dir", str(tmp_path), *(f"--{name}={tmp_path / name}" for name in ("results", "known", "output"))]
