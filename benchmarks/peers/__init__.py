@@ -1,4 +1,4 @@
-"""Side by side with RecBole and RecTools, by one command: ``python -m benchmarks.peers --help``.
+"""Side by side with RecBole, RecTools and RePlay, by one command: ``python -m benchmarks.peers --help``.
 
 ``environments`` installs each peer by itself, from the pinned files in ``requirements/``. ``runs`` names what is
 trained. ``runners/`` holds one script per library: it trains by that library's own means and writes scores. A script

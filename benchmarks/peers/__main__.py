@@ -1,4 +1,4 @@
-"""Train and measure RecBole, RecTools and this library on the same files.
+"""Train and measure RecBole, RecTools, RePlay and this library on the same files.
 
 ``python -m benchmarks.peers --data-dir DIR``. Each run has a process, an environment and one thread of its own, in
 turn, and as many minutes of CPU for training as every other. A run that is there already is not done again. The page is

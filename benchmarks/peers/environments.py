@@ -34,6 +34,7 @@ class Environment:
 ENVIRONMENTS = (
     Environment("recbole", "recbole", ("recbole.txt",), ("recbole-no-deps.txt",)),
     Environment("rectools", "RecTools", ("rectools.txt",)),
+    Environment("replay", "replay-rec", ("replay.txt",)),
     Environment(OURS, OURS, ("ensemble_kd.txt",)),
 )
 

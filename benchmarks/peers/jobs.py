@@ -137,6 +137,22 @@ JOBS = (
         {"n": 3, "d": 64, "max_len": 50, "heads": 2, "blocks": 2, "dropout": 0.5},
         script="around",
     ),
+    Job(
+        "RePlay SASRec",
+        "replay",
+        "SASRec",
+        "RePlay, the defaults of SasRec.from_params and OptimizerFactory, 64 wide in place of 192; batches of its"
+        " documentation's example of ParquetModule",
+        {
+            "embedding_dim": 64,
+            "num_heads": 4,
+            "num_blocks": 2,
+            "max_sequence_length": 50,
+            "dropout": 0.3,
+            "learning_rate": 1e-3,
+            "batch_size": 64,
+        },
+    ),
     Job("ensemble_kd SASRec", "ensemble_kd", "SASRec", "ensemble_kd.presets.recipe", {"n": 1}),
     Job(
         "ensemble_kd SASRec, width 64",
@@ -167,6 +183,7 @@ JOBS = (
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "recbole": {"train_batch_size": 256, "epochs": 2, "hidden_size": 16, "MAX_ITEM_LIST_LENGTH": 10},
     "rectools": {"n_factors": 16, "session_max_len": 10, "epochs": 2},
+    "replay": {"embedding_dim": 16, "max_sequence_length": 10, "epochs": 2},
     "ensemble_kd": {"d_model": 16, "epochs": 2},
     "around": {"d": 16, "max_len": 10, "fit": {"epochs": 2}},
 }

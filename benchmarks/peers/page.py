@@ -20,7 +20,7 @@ NAME = "peers.md"
 Row = Sequence[object]
 
 HEAD = """\
-# Side by side with RecBole and RecTools
+# Side by side with RecBole, RecTools and RePlay
 
 *Written by `python -m benchmarks.peers --page-only` from `benchmarks/results/peers.jsonl`. Do not edit it.*
 
@@ -44,11 +44,12 @@ each.
 - *Settings* are those that the library's own repository publishes. RecBole's search has .0003 as the best rate for
   SASRec on Amazon-Books (NDCG@10 .1131 there); .001 (.1110 there) stands here, because it learns faster within minutes.
   RecTools' own benchmark uses networks 256 wide that read 100 items; the 64 wide ones of its training guide stand here.
+  RePlay's defaults are 192 wide; 64 stand here.
 - *Lines a user writes* are those of the functions that the runners (`benchmarks/peers/runners`) call user code: data,
   model, training. The clock and the measurements are not counted.
 - *A request* is one user's, by the library's own way to recommend ten items: for RecTools `model.recommend`, which
-  looks the user up in a data frame; for RecBole the steps of `full_sort_topk` from the user's items; here
-  `model.recommend`.
+  looks the user up in a data frame; for RecBole the steps of `full_sort_topk` from the user's items; for RePlay the
+  logits of its model's `forward` from the user's items; here `model.recommend`.
 - *Many users* are 2,048, in blocks of 512.
 - *Peak memory* is the process's, with the library itself and the data.
 """
@@ -295,14 +296,17 @@ def speed(found: Sequence[Record]) -> str:
     seconds = {each["name"]: cpu_s_of_epoch(each) for each in found}
     mine, lines = seconds.get(NARROW), []
     theirs = {
-        name: s for name in ("RecBole SASRec", "RecTools SASRec, softmax") if (s := seconds.get(name)) is not None
+        name: s
+        for name in ("RecBole SASRec", "RecTools SASRec, softmax", "RePlay SASRec")
+        if (s := seconds.get(name)) is not None
     }
     if mine is not None and theirs:
-        said = " and ".join(f"{name} {s:.0f} s ({s / mine:.1f} times as long)" for name, s in theirs.items())
+        said = "; ".join(f"{name} {s:.0f} s ({s / mine:.1f} times as long)" for name, s in theirs.items())
         lines.append(
             f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here, {said}."
-            " RecBole cuts a row for each target, and so reads a history again for each of its items. RecTools predicts"
-            " at every position in one pass, as this library does, but computes the padding of short histories, too."
+            " RecBole cuts a row for each target, and so reads a history again for each of its items. RecTools and"
+            " RePlay predict at every position in one pass, as this library does, but compute the padding of short"
+            " histories, too."
         )
     for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
         three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)
@@ -335,7 +339,7 @@ def curves(folder: Path, dataset: str, found: Sequence[Record]) -> str:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
-    styles = {"recbole": "--", "rectools": ":", "ensemble_kd": "-"}
+    styles = {"recbole": "--", "rectools": ":", "replay": "-.", "ensemble_kd": "-"}
     for each in found:
         minutes = [point["cpu_s"] / 60 for point in each["curve"]]
         values = [point["ndcg"] for point in each["curve"]]

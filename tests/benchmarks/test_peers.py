@@ -348,7 +348,7 @@ def test_runs_are_chosen_by_name_or_by_a_part_of_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("library", ["recbole", "rectools", "ensemble_kd"])
+@pytest.mark.parametrize("library", ["recbole", "rectools", "replay", "ensemble_kd"])
 def test_smoke(library: str, tmp_path: Path) -> None:
     """Each library's runners train small networks on made-up data, from the file to the page."""
     places = os.environ.get(PLACES)
