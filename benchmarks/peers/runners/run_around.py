@@ -48,7 +48,7 @@ class RecTools(nn.Module):
 
 
 def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropout: float) -> nn.Module:
-    """User code: RecBole's SASRec as an encoder; it pads on the right, and returns one state a sequence."""
+    """User code: RecBole's SASRec as an encoder; it pads on the right, and its own training takes the newest state."""
     from recbole.model.sequential_recommender import SASRec
 
     config = {
@@ -70,7 +70,14 @@ def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropo
         "initializer_range": 0.02,
         "loss_type": "CE",
     }
-    return right_padded(SASRec(config, SimpleNamespace(num=lambda field: num_items + 1)))
+    network = SASRec(config, SimpleNamespace(num=lambda field: num_items + 1))
+    network.gather_indexes = every_state
+    return right_padded(network, positions="all", causal=True)
+
+
+def every_state(states: Tensor, newest: Tensor) -> Tensor:
+    """User code: in place of RecBole's choice of the newest state of each sequence."""
+    return states
 
 
 def build(encoder_fn: Any, n: int, seed: int, data: SequenceData, table: str) -> tuple[EnsembleKD, ItemLoss]:
