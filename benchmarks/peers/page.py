@@ -44,7 +44,8 @@ each.
 - *Settings* are those that the library's own repository publishes. RecBole's search has .0003 as the best rate for
   SASRec on Amazon-Books (NDCG@10 .1131 there); .001 (.1110 there) stands here, because it learns faster within minutes.
   RecTools' own benchmark uses networks 256 wide that read 100 items; the 64 wide ones of its training guide stand here.
-  RePlay's defaults are 192 wide; 64 stand here.
+  RePlay's defaults are 192 wide; 64 stand here. RecBole 1.2.1 switches torch's anomaly detection on when its models are
+  imported, which takes a third of the time of its own steps; it is off here.
 - *Lines a user writes* are those of the functions that the runners (`benchmarks/peers/runners`) call user code: data,
   model, training. The clock and the measurements are not counted.
 - *A request* is one user's, by the library's own way to recommend ten items: for RecTools `model.recommend`, which

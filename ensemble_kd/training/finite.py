@@ -1,4 +1,4 @@
-"""Checks that a run's numbers are finite, so that no checkpoint has lost weights, and that its start makes sense."""
+"""Checks that a run's numbers are finite, so that no checkpoint has lost weights, and warnings about its start."""
 
 from __future__ import annotations
 
@@ -55,6 +55,27 @@ def warn_if_worse_than_a_guess(loss: float, num_items: int) -> None:
             f"fit: the loss of the first epoch is {loss:.1f} a member; a guess among {num_items} items has {guess:.1f}."
             ' Scores begin too wide, or lr is too high. With classifier="tied" the items\' embeddings should begin'
             " narrow: nn.init.normal_(embedding.weight, std=0.02); torch begins them with std=1.",
+            stacklevel=2,
+        )
+
+
+def warn_of_anomaly_detection() -> None:
+    """Warn if torch's anomaly detection is on, which keeps the stack of every operation and takes most of the time.
+
+    Other libraries switch it on for the whole process: RecBole 1.2.1 does when its models are imported.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught, torch.autograd.set_detect_anomaly(True):
+        ...     warnings.simplefilter("always")
+        ...     warn_of_anomaly_detection()
+        >>> str(caught[-1].message)[:66]
+        "fit: torch's anomaly detection is on, and a step takes several tim"
+    """
+    if torch.is_anomaly_enabled():
+        warnings.warn(
+            "fit: torch's anomaly detection is on, and a step takes several times as long. It may be on without your"
+            " doing: importing RecBole's models switches it on. torch.autograd.set_detect_anomaly(False) ends it.",
             stacklevel=2,
         )
 

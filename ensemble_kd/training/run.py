@@ -35,7 +35,12 @@ from ensemble_kd.objectives import MaskedItem, NextItem
 from ensemble_kd.training.averaging import UPDATES, WeightAverage
 from ensemble_kd.training.checkpoints import Checkpoints
 from ensemble_kd.training.fingerprint import run_fingerprint
-from ensemble_kd.training.finite import check_terms, check_weights, warn_if_worse_than_a_guess
+from ensemble_kd.training.finite import (
+    check_terms,
+    check_weights,
+    warn_if_worse_than_a_guess,
+    warn_of_anomaly_detection,
+)
 from ensemble_kd.training.folder import claimed, forget
 from ensemble_kd.training.gradients import clip_members_, member_rows
 from ensemble_kd.training.graphs import StepGraphs, check_graphs, set_rate
@@ -109,6 +114,8 @@ class Run:
     def train(self) -> None:
         """Train to the end, and leave the weights of the best epoch in the model."""
         s = self.settings
+        if self.place.is_first:
+            warn_of_anomaly_detection()
         with claimed(self.folder, self.place, resume=s.resume, overwrite=s.overwrite) as resumes:
             if resumes:
                 self._resume()

@@ -220,6 +220,13 @@ def test_drawn_windows_are_others_in_each_epoch_and_the_same_after_a_resume(tmp_
     assert_same_checkpoint(tmp_path / "whole" / "last.pt", tmp_path / "killed" / "last.pt")
 
 
+def test_anomaly_detection_is_said() -> None:
+    said = r"fit: torch's anomaly detection is on.*set_detect_anomaly\(False\)"
+    with torch.autograd.set_detect_anomaly(True), pytest.warns(UserWarning, match=said):
+        train(sasrec(), epochs=1)
+    train(sasrec(), epochs=1)  # where warnings are errors
+
+
 @pytest.mark.parametrize("objective", [NextItem(views=2), MaskedItem(views=3), NextItem(negatives=20)], ids=repr)
 def test_a_start_that_is_worse_than_a_guess_is_said(objective: Any) -> None:
     """Embeddings as torch begins them, to which the classifier is tied; warnings of the narrow ones would be errors."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import run_ensemble_kd
 import shared
+import torch
 from torch import Tensor, nn
 
 from ensemble_kd import EnsembleKD
@@ -51,6 +52,7 @@ def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropo
     """User code: RecBole's SASRec as an encoder; it pads on the right, and its own training takes the newest state."""
     from recbole.model.sequential_recommender import SASRec
 
+    torch.autograd.set_detect_anomaly(False)  # the import switches it on
     config = {
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",

@@ -77,6 +77,8 @@ def run(job: dict[str, Any]) -> None:
     config, train_data = prepare(job)
     dataset = train_data._dataset
     model, trainer = build(config, train_data)
+    # Importing RecBole's models switches it on for the whole process. It finds errors, and takes much of the time.
+    torch.autograd.set_detect_anomaly(False)
     sequences = shared.read_sequences(job["data"])
     most = max(max(items) for items in sequences)
     tokens = dataset.field2id_token[dataset.iid_field]  # of each of RecBole's numbers
