@@ -5,8 +5,8 @@
 formula is tried with GRU4Rec at a middle strength; if validation of the ensemble is better by it than with independent
 members, also at two more, and whatever helped, with SASRec. A teacher may do what dropout did, so that KD is tried with
 less dropout, too, and beside it independent members with as little. It may also do what averaged weights do, so that KD
-is tried with a rate that falls in place of them, over twice as many epochs as independent members beside it have. What
-is best on validation of both, seed 0, is tried with fresh seeds. What ``benchmarks.defaults`` has trained is not
+is tried with a rate that falls in place of them, over as many epochs as independent members take, and twice as many.
+What is best on validation of both, seed 0, is tried with fresh seeds. What ``benchmarks.defaults`` has trained is not
 trained again.
 """
 
@@ -38,7 +38,7 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {  # the first is tried first
     "ema": (1.0, 0.3, 3.0),
 }
 LESS = 0.1  # dropout, where the recipes have 0.3
-LONG = 20  # epochs of a falling rate with KD; independent members are best after 6 to 10
+SHORT, LONG = 10, 20  # epochs of a falling rate; independent members are best after 6 to 10, of either encoder
 
 
 class Setting(NamedTuple):
@@ -54,8 +54,9 @@ BESIDES = (
     Setting("spliced", 1.0, LESS),
     Setting("KD", 1.0, LESS),
     Setting(dropout=LESS),
+    Setting("KD", 1.0, cosine=SHORT),
     Setting("KD", 1.0, cosine=LONG),
-    Setting(cosine=LONG // 2),
+    Setting(cosine=SHORT),
 )
 Done = Mapping[Trial, Record]
 
