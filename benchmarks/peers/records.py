@@ -22,15 +22,17 @@ Record = Mapping[str, Any]
 
 
 def lines_of_user_code(job: Job) -> int:
-    """Return the lines that a user writes: of the runner's functions that are called user code, without docstrings."""
+    """Return the lines that a user writes: of the runner's functions that are called user code, without docstrings.
+
+    "User code:" in front of a docstring is any job's, "User code of RecTools:" that of jobs with this model.
+    """
+    kinds = ["User code:", f"User code of {job.model}:", *(["User code of a student:"] if job.after else [])]
     runner = by_name(job.average).runner if job.average else job.runner
     source = runner.read_text(encoding="utf-8")
     count = 0
     for node in ast.parse(source).body:
         said = (ast.get_docstring(node) or "") if isinstance(node, ast.FunctionDef | ast.ClassDef) else ""
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (
-            said.startswith("User code:") or (job.after is not None and said.startswith("User code of a student:"))
-        ):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and said.startswith(tuple(kinds)):
             numbers = {n for part in node.body[1:] for n in range(part.lineno, (part.end_lineno or part.lineno) + 1)}
             written = [source.splitlines()[n - 1].strip() for n in sorted(numbers)]
             count += sum(bool(line) and not line.startswith("#") for line in written)

@@ -2,8 +2,7 @@
 
 The stacked parameters live in a tree of plain modules that mirrors the encoder's own, so ``state_dict()`` has the
 encoder's own names, and optimizers, ``.to()``, clipping and checkpoints work as on any module. The members themselves
-stay as templates without weights, which are filled for a call. See README.md beside this
-file for what to mind.
+stay as templates without weights, which are filled for a call. See README.md beside this file for what to mind.
 """
 
 from __future__ import annotations

@@ -69,10 +69,16 @@ def parameter_at(root: nn.Module, name: str) -> Tensor | None:
         True
     """
     path, _, leaf = name.rpartition(".")
+    node = _node_at(root, path)
+    return None if node is None else own_parameters(node).get(leaf)
+
+
+def _node_at(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path, by the registries: an encoder's names may be those of methods."""
     node: nn.Module | None = root
     for part in path.split(".") if path else ():
         node = None if node is None else own_children(node).get(part)
-    return None if node is None else own_parameters(node).get(leaf)
+    return node
 
 
 @contextmanager
@@ -93,21 +99,16 @@ def filled(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
         >>> module.weight.device
         device(type='meta')
     """
-    modules: dict[str, nn.Module] = {"": module}
-
-    def at(path: str) -> nn.Module:
-        if path not in modules:
-            parent, _, leaf = path.rpartition(".")
-            child = own_children(at(parent))[leaf]
-            assert child is not None
-            modules[path] = child
-        return modules[path]
-
+    nodes: dict[str, nn.Module] = {}
     places: list[tuple[dict[str, Tensor | None], str, str]] = []
     for key in values:
         path, _, name = key.rpartition(".")
-        registry: dict[str, Tensor | None] = own_parameters(at(path))  # type: ignore[assignment]
-        places.append((registry if name in registry else own_buffers(at(path)), name, key))
+        if path not in nodes:
+            node = _node_at(module, path)
+            assert node is not None
+            nodes[path] = node
+        registry: dict[str, Tensor | None] = own_parameters(nodes[path])  # type: ignore[assignment]
+        places.append((registry if name in registry else own_buffers(nodes[path]), name, key))
     before = [registry[name] for registry, name, _ in places]
     try:
         for registry, name, key in places:

@@ -319,6 +319,8 @@ def test_each_job_has_a_runner_an_environment_and_lines_of_user_code() -> None:
         records.lines_of_user_code(by_name(f"ensemble_kd SASRec, {x}")) for x in ("student of three", "three")
     )
     assert student > three
+    around = [by_name(f"{peer} SASRec, three under ensemble_kd") for peer in ("RecTools", "RecBole")]
+    assert all(records.lines_of_user_code(job) < 30 for job in around), "the adapter of one peer, not of both"
 
 
 def test_every_requirement_is_pinned() -> None:

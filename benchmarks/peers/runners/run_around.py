@@ -18,7 +18,7 @@ from ensemble_kd.ensemble import ItemLoss, Mutual
 
 
 class RecTools(nn.Module):
-    """User code: RecTools' SASRec as an encoder; it pads on the left, as this library does."""
+    """User code of RecTools: its SASRec as an encoder; it pads on the left, as this library does."""
 
     causal = True
 
@@ -49,7 +49,7 @@ class RecTools(nn.Module):
 
 
 def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropout: float) -> nn.Module:
-    """User code: RecBole's SASRec as an encoder; it pads on the right, and its own training takes the newest state."""
+    """User code of RecBole: its SASRec as an encoder; it pads on the right, and itself trains on the newest state."""
     from recbole.model.sequential_recommender import SASRec
 
     torch.autograd.set_detect_anomaly(False)  # the import switches it on
@@ -78,7 +78,7 @@ def recbole(num_items: int, d: int, max_len: int, heads: int, blocks: int, dropo
 
 
 def every_state(states: Tensor, newest: Tensor) -> Tensor:
-    """User code: in place of RecBole's choice of the newest state of each sequence."""
+    """User code of RecBole: in place of its choice of the newest state of each sequence."""
     return states
 
 

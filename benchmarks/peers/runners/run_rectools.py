@@ -30,16 +30,7 @@ def train(job: dict[str, Any], dataset: Dataset, clock: Callback) -> Any:
     epochs = settings.pop("epochs", 500)
 
     def trainer() -> Trainer:
-        return Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            devices=1,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            logger=False,
-            callbacks=[clock],
-        )
+        return Trainer(max_epochs=epochs, callbacks=[clock], **shared.QUIET)
 
     kind = {"SASRec": SASRecModel, "BERT4Rec": BERT4RecModel}[job["model"]]
     return kind(**settings, get_trainer_func=trainer).fit(dataset)

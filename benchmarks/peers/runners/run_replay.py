@@ -52,17 +52,8 @@ def build(job: dict[str, Any], schema: TensorSchema) -> LightningModule:
 
 def train(job: dict[str, Any], module: LightningModule, batches: ParquetModule, clock: Callback) -> None:
     """User code: training; the clock is ours."""
-    trainer = Trainer(
-        max_epochs=job["settings"].get("epochs", 500),
-        accelerator="cpu",
-        devices=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=False,
-        limit_val_batches=0,
-        callbacks=[clock],
-    )
+    epochs = job["settings"].get("epochs", 500)
+    trainer = Trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[clock], **shared.QUIET)
     trainer.fit(module, batches)
 
 

@@ -23,6 +23,14 @@ BLOCK = 512  # users at a time
 MARKS = 6  # validations within a budget, besides those at the end of an epoch
 REQUESTS = 30
 ASKED = 64  # of them, whose recommendations are compared with the vectors
+QUIET = {  # a Lightning trainer's, on one core and without its own files
+    "accelerator": "cpu",
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "logger": False,
+}
 SOME = 2048  # users who pick the epoch and who are served, evenly spaced
 
 
