@@ -6,6 +6,7 @@ formula is tried with GRU4Rec at a middle strength; if validation of the ensembl
 members, also at two more, and whatever helped, with SASRec. A teacher may do what dropout did, so that KD is tried with
 less dropout, too, and beside it independent members with as little. It may also do what averaged weights do, so that KD
 is tried with a rate that falls in place of them, over as many epochs as independent members take, and twice as many.
+Members that teach each other from the beginning grow alike, so that KD is tried of members trained apart, too.
 What is best on validation of both, seed 0, is tried with fresh seeds. What ``benchmarks.defaults`` has trained is not
 trained again.
 """
@@ -39,6 +40,7 @@ STRENGTHS: dict[str, tuple[float, float, float]] = {  # the first is tried first
 }
 LESS = 0.1  # dropout, where the recipes have 0.3
 SHORT, LONG = 10, 20  # epochs of a falling rate; independent members are best after 6 to 10, of either encoder
+LATE = 6  # epoch from which members that differ already, and are near their best, teach each other
 
 
 class Setting(NamedTuple):
@@ -48,12 +50,14 @@ class Setting(NamedTuple):
     strength: float = 0.0
     dropout: float | None = None  # in place of the recipe's
     cosine: int = 0  # epochs of a falling rate; 0: averaged weights, as by default
+    start: int | None = None  # epoch from which the formula counts; None: the second
 
 
 BESIDES = (
     Setting("spliced", 1.0, LESS),
     Setting("KD", 1.0, LESS),
     Setting(dropout=LESS),
+    Setting("KD", 1.0, start=LATE),
     Setting("KD", 1.0, cosine=SHORT),
     Setting("KD", 1.0, cosine=LONG),
     Setting(cosine=SHORT),
@@ -66,7 +70,7 @@ def attempt(encoder: str, *setting: Any, seed: int = 0, **more: Any) -> Trial:
     found = Setting(*setting, **more)
     return Trial(
         "Beauty", encoder, 3, kd=found.strength, formula=found.formula, dropout=found.dropout, cosine=found.cosine,
-        seed=seed,
+        start=found.start, seed=seed,
     )  # fmt: skip
 
 
@@ -126,6 +130,7 @@ def line(setting: Setting, records: Sequence[Record], alone: Mapping[int, Record
     losses = f"`{setting.strength:g} * {FORMULAS[setting.formula]!r}`" if setting.strength else "independent"
     losses += "" if setting.dropout is None else f", dropout {setting.dropout:g}"
     losses += f", the rate falls over {setting.cosine} epochs" if setting.cosine else ""
+    losses += f", from epoch {setting.start} on" if setting.start else ""
     cells = [losses, str(len(records))]
     cells += [f"{statistics.mean(r['best_epoch'] + 1 for r in records):.0f}"]
     cells += [f"{statistics.mean(r['minutes'] for r in records):.0f}"]

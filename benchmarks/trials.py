@@ -45,6 +45,7 @@ class Trial:
     encoder: str
     n: int = 1
     kd: float = 0.0  # weight of the formula, from the second epoch on and whole from the fifth
+    start: int | None = None  # in place of the second epoch
     dropout: float | None = None  # in place of the recipe's
     classifier: str | None = None  # in place of the recipe's
     cosine: int = 0  # epochs of a falling rate, which have to be known; 0: the default
@@ -71,7 +72,8 @@ class Trial:
     def options(self) -> dict[str, Any]:
         """Return what ``fit`` is given."""
         rate: dict[str, Any] = {"epochs": self.cosine, "schedule": Cosine(warmup=0.5), "lr": self.lr}
-        transfer: dict[str, Any] = {"transfer": Ramp(2, 5, unit="epochs")}
+        start = 2 if self.start is None else self.start
+        transfer: dict[str, Any] = {"transfer": Ramp(start, start + 3, unit="epochs")}
         return {**(rate if self.cosine else {}), **(transfer if self.kd else {})}
 
 
