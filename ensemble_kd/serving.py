@@ -222,10 +222,11 @@ def top_items(
         tensor(where, "seen", seen, "b l", "int64", {"b": states.shape[1]})
     (v, d), b = weight.shape[1:], states.shape[1]
     choice(where, "aggregate", aggregate, get_args(Aggregate))
-    if temperatures is not None:
+    if temperatures is not None and aggregate != "logits":
         states, bias = states / temperatures[:, None, None], bias / temperatures[:, None]
-    if aggregate == "logits" and weights is not None:  # once for the states, in place of every logit
-        states, bias, weights = states * weights[:, None, None], bias * weights[:, None], None
+    elif temperatures is not None:  # a member's share, in place of both
+        weights = (1 if weights is None else weights) / temperatures
+    is_mean = aggregate == "logits" and candidates is None  # of which there never are the members' own
     chosen = None if candidates is None else _candidates(candidates, v, b, states.device)
     c = v if chosen is None else chosen.shape[-1]
     k = whole(where, f"k of {c} {'items' if chosen is None else 'candidates'}", k, least=1, most=c)
@@ -233,18 +234,49 @@ def top_items(
     columns = c if chosen is None else c * (d + 1) if chosen.ndim == 2 else c
     columns = columns if chosen is None or seen is None else max(columns, c * seen.shape[1] // 4)
     found = []
-    for rows in _blocks(states, columns):
+    for rows in _blocks(states[:1] if is_mean else states, columns):
         own = chosen[rows] if chosen is not None and chosen.ndim == 2 else chosen
-        scores = aggregate_scores(_logits(states[:, rows], weight, bias, own), aggregate, weights)
+        some = states[:, rows]
+        if is_mean:
+            scores = mean_logits(some, weight, bias, weights)
+        else:
+            scores = aggregate_scores(_logits(some, weight, bias, own), aggregate, weights)
         scores = scores if mean is None else mean(scores)
         if own is not None:
             scores = scores.masked_fill(own == 0, -torch.inf)
         scores = scores if seen is None else _without(scores, seen[rows], own)
         best = scores.topk(k, dim=1)
-        _finite(where, best.values.masked_fill(best.values == -torch.inf, 0))
+        is_left_out = best.values == -torch.inf
+        _finite(where, best.values.masked_fill(is_left_out, 0))
         picked = best.indices + 1 if own is None else own.expand(len(scores), -1).gather(1, best.indices)
-        found.append((picked.masked_fill(best.values == -torch.inf, 0), best.values))
-    return Recommendations(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        found.append(Recommendations(picked.masked_fill_(is_left_out, 0), best.values))
+    return found[0] if len(found) == 1 else Recommendations(*map(torch.cat, zip(*found, strict=True)))
+
+
+def mean_logits(states: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Return the mean of the members' logits, Eq. 20, without the members' own: (n, b, d) states -> (b, v).
+
+    The mean of n inner products is one product of concatenated vectors; member by member it needs no copy of them.
+
+    Args:
+        states: of the members.
+        weight: (n, v, d) item classifiers.
+        bias: (n, v).
+        factors: (n,) of the members' logits in the mean; None: 1 each.
+
+    Examples:
+        >>> mean_logits(torch.ones(2, 1, 1), torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.5], [1.5]]))
+        tensor([[2.5000]])
+    """
+    n = len(weight)
+    shares = bias.new_full((n,), 1 / n) if factors is None else factors.to(bias.dtype) / n
+    is_long = weight.numel() >= _ASIDE and not torch.compiler.is_compiling()
+    with aside() if is_long else nullcontext():
+        first, *others = zip(shares[:, None, None] * states, weight, strict=True)
+        mean = torch.addmm(shares @ bias, first[0], first[1].mT)
+        for h, w in others:
+            mean.addmm_(h, w.mT)
+    return mean
 
 
 def uncertainty(
@@ -332,11 +364,10 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | N
 
 
 def _without(scores: Tensor, seen: Tensor, candidates: Tensor | None) -> Tensor:
-    """Scores (r, c) with -inf for seen items (r, l)."""
+    """Scores (r, c) with -inf for seen items (r, l); in place, where all items have one."""
     if candidates is None:
-        v = scores.shape[1]
-        scores = torch.cat([scores, scores.new_empty(len(scores), 1)], dim=1)  # a last column for the padding
-        return scores.scatter_(1, (seen - 1) % (v + 1), -torch.inf)[:, :v]
+        limits = torch.where(seen > 0, -torch.inf, torch.inf).to(scores.dtype)  # padding takes nothing away
+        return scores.scatter_reduce_(1, (seen - 1).clamp_(min=0), limits, "amin")
     past = (candidates.expand(len(scores), -1)[:, :, None] == seen[:, None, :]).any(dim=-1)
     return scores.masked_fill(past, -torch.inf)
 

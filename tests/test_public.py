@@ -76,8 +76,8 @@ SURFACE = {
         NamedRecommendations recommend recommend_all recommend_for
     """,
     "serving": """
-        Aggregate aggregate_scores BLOCK_BYTES encoded ENCODER_BYTES item_vectors query_vectors Recommendations
-        top_items Uncertainty uncertainty
+        Aggregate aggregate_scores BLOCK_BYTES encoded ENCODER_BYTES item_vectors mean_logits query_vectors
+        Recommendations top_items Uncertainty uncertainty
     """,
     "stacking": """
         Backend build_members check_members check_modules duplicate Factories factories_of form_of Heads item_rows

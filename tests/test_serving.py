@@ -392,13 +392,13 @@ def test_small_requests_take_turns_and_large_ones_do_not(monkeypatch: pytest.Mon
         assert (max(most) > 1) is together
 
 
-@pytest.mark.parametrize("ask", ["recommend", "uncertainty"])
+@pytest.mark.parametrize(("ask", "by"), [("recommend", "addmm"), ("uncertainty", "baddbmm")])
 def test_the_next_request_is_encoded_beside_the_product_with_all_items(
-    monkeypatch: pytest.MonkeyPatch, ask: str
+    monkeypatch: pytest.MonkeyPatch, ask: str, by: str
 ) -> None:
     model, ids = EnsembleKD(lambda: SASRec(V, d_model=4, max_len=5), 2), torch.tensor([[1, 2]])
     asked = partial(getattr(model, ask), k=2)
-    alone, product, newest = asked(ids), torch.baddbmm, model._newest
+    alone, product, newest = asked(ids), getattr(torch, by), model._newest
     in_product, encoded, waited = threading.Event(), threading.Event(), []
 
     def slow(*args: Any) -> torch.Tensor:
@@ -412,7 +412,7 @@ def test_the_next_request_is_encoded_beside_the_product_with_all_items(
         return newest(*args, **options)
 
     monkeypatch.setattr(served, "_ASIDE", 0)
-    monkeypatch.setattr(torch, "baddbmm", slow)
+    monkeypatch.setattr(torch, by, slow)
     monkeypatch.setattr(model, "_newest", second)
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(asked(ids))) for _ in range(2)]
@@ -427,13 +427,13 @@ def test_the_next_request_is_encoded_beside_the_product_with_all_items(
 
 
 def test_a_small_product_is_not_worth_two_changes_of_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, product, has_turn = EnsembleKD(lambda: SASRec(V, d_model=4, max_len=5), 2), torch.baddbmm, []
+    model, product, has_turn = EnsembleKD(lambda: SASRec(V, d_model=4, max_len=5), 2), torch.addmm, []
 
     def watched(*args: Any) -> torch.Tensor:
         has_turn.append(turns._turn.locked())
         return product(*args)
 
-    monkeypatch.setattr(torch, "baddbmm", watched)
+    monkeypatch.setattr(torch, "addmm", watched)
     for least in (2 * V * 4 + 1, 2 * V * 4):
         monkeypatch.setattr(served, "_ASIDE", least)
         model.recommend(torch.tensor([[1, 2]]), 2)

@@ -133,7 +133,7 @@ ends in padding. Pad on the left with 0 (ensemble_kd.encoders turns right paddin
     real = item_ids != 0
     if not bool(real[:, -1].all()):
         raise EnsembleKDError(where, "an item in the last column of every row", "a row that ends in padding", left)
-    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+    if bool((real[:, :-1] > real[:, 1:]).any()):
         raise EnsembleKDError(where, "padding on the left only", "a row with 0 after an item", left)
     if at_least > 1 and (item_ids.shape[1] < at_least or not bool(real[:, -at_least].all())):
         fix = "Leave shorter rows out: one item has no next item to learn from."

@@ -104,12 +104,7 @@ class Scoring(Weighted):
         newest = self._newest(item_ids)
         weight, bias = self.classifier_weights()
         with torch.autocast(newest.device.type, enabled=False):
-            # The mean of n inner products is one product of concatenated vectors; member by member it needs no copy.
-            factors = self.factors.to(bias.dtype)
-            mean = (factors[:, None] * bias).mean(dim=0).expand(newest.shape[1], -1)
-            for h, w in zip(factors[:, None, None] * newest / len(weight), weight, strict=True):
-                mean = torch.addmm(mean, h, w.mT)
-            mean = mean_members(mean, self.place)
+            mean = mean_members(serving.mean_logits(newest, weight, bias, self.factors), self.place)
             return nn.functional.pad(mean, (1, 0), value=-torch.inf)
 
     def query_states(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
