@@ -22,13 +22,13 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
         self.p, self.norm_first = p, norm_first
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d)."""
-        p = self.p if self.training else 0.0
+    def forward(self, x: Tensor, mask: Tensor, *, newest: bool = False) -> Tensor:
+        """(b, l, d) -> (b, l, d); ``newest``: (b, 1, d) of the last position, for which nothing else is computed."""
+        p, own = self.p if self.training else 0.0, x[:, -1:] if newest else x
         if self.norm_first:
-            x = x + dropout(self.attention(self.norm1(x), mask), p)
+            x = own + dropout(self.attention(self.norm1(x), mask, newest=newest), p)
             return x + dropout(self.narrow(F.gelu(self.wide(self.norm2(x)))), p)
-        x = self.norm1(x + dropout(self.attention(x, mask), p))
+        x = self.norm1(own + dropout(self.attention(x, mask, newest=newest), p))
         return self.norm2(x + dropout(self.narrow(F.gelu(self.wide(x))), p))  # type: ignore[no-any-return]
 
 
@@ -54,7 +54,8 @@ class BERT4Rec(SequenceEncoder):
             through an attention layer, and a [mask], which has nothing but the context, learns late.
 
     Shapes:
-        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d); with ``newest=True`` the last
+        position's alone, (b, d), for less work.
 
     Raises:
         EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
@@ -98,14 +99,15 @@ class BERT4Rec(SequenceEncoder):
         )
         self.init_weights(init_std)
 
-    def forward(self, item_ids: Tensor) -> Tensor:
-        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d), or (b, d) of the newest position."""
         self.check(item_ids)
         # The last row is the newest position's, whatever l is.
         x = self.item_embedding(item_ids) + self.position_embedding[-item_ids.shape[1] :]
         x = self.drop(x if self.norm_first else self.norm(x))
         mask = (item_ids == 0)[:, None, None, :].to(x.dtype) * HIDDEN_KEY
-        for block in self.blocks:
-            x = block(x, mask)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, mask, newest=newest and number == len(self.blocks))
+        x = x[:, -1] if newest else x
         x = self.norm(x) if self.norm_first else x
         return x if self.head is None else self.head(x)  # type: ignore[no-any-return]

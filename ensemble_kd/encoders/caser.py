@@ -35,7 +35,8 @@ class Caser(SequenceEncoder):
             a tied classifier, whose logits start small, learns late.
 
     Shapes:
-        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d); with ``newest=True`` the last
+        position's alone, (b, d), for less work.
 
     Raises:
         EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
@@ -69,9 +70,15 @@ class Caser(SequenceEncoder):
         self.join = nn.Linear(window * horizontal + vertical * d_model, d_model)
         self.init_embedding(init_std)
 
-    def forward(self, item_ids: Tensor) -> Tensor:
-        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d), or (b, d) of the newest position."""
         self.check(item_ids)
+        if newest:
+            return self._states(item_ids[:, -self.window :])[:, -1]
+        return self._states(item_ids)
+
+    def _states(self, item_ids: Tensor) -> Tensor:
+        """(b, l) -> (b, l, d)."""
         # The padding row is zero by construction; masking keeps the paper's zero rows even where a user's training
         # writes into that row.
         x = self.item_embedding(item_ids) * (item_ids != 0)[:, :, None]

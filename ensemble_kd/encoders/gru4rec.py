@@ -32,7 +32,8 @@ class GRU4Rec(SequenceEncoder):
             classifier, the net starts from small logits and learns late.
 
     Shapes:
-        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d); with ``newest=True`` the last
+        position's alone, (b, d), for less work.
 
     Raises:
         EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
@@ -64,14 +65,18 @@ class GRU4Rec(SequenceEncoder):
         self.project = nn.Linear(width, d_model)
         self.init_embedding(init_std)
 
-    def forward(self, item_ids: Tensor) -> Tensor:
-        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d), or (b, d) of the newest position."""
         self.check(item_ids)
         length = item_ids.shape[1]
         padding = (item_ids == 0).sum(1, keepdim=True)
         place = torch.arange(length, device=item_ids.device)
         x = self.item_embedding(item_ids.gather(1, (place + padding) % length))
-        states = self.project(self._recur(self.drop(x)))
+        states = self._recur(self.drop(x))
+        if newest:
+            last = ((length - 1 - padding) % length)[:, :, None].expand(-1, 1, states.shape[-1])
+            return self.project(states.gather(1, last)[:, 0])  # type: ignore[no-any-return]
+        states = self.project(states)
         back = ((place - padding) % length)[:, :, None].expand_as(states)
         return states.gather(1, back)  # type: ignore[no-any-return]
 

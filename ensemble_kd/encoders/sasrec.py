@@ -25,15 +25,19 @@ class CausalBlock(nn.Module):
         self.p, self.norm_first, self.activation = p, norm_first, activation
         self.distance_bias = nn.Parameter(torch.zeros(num_heads, distances)) if distances else None
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d)."""
+    def forward(self, x: Tensor, mask: Tensor, *, newest: bool = False) -> Tensor:
+        """(b, l, d) -> (b, l, d); ``newest``: (b, 1, d) of the last position, for which nothing else is computed."""
         p = self.p if self.training else 0.0
+        mask = mask[..., -1:, :] if newest else mask
         if self.distance_bias is not None:
-            mask = mask + by_distance(self.distance_bias, x.shape[1]).to(mask.dtype)
+            length, bias = x.shape[1], self.distance_bias
+            added = bias[:, None, :length].flip(2) if newest else by_distance(bias, length)
+            mask = mask + added.to(mask.dtype)
+        own = x[:, -1:] if newest else x
         if self.norm_first:
-            x = x + dropout(self.attention(self.norm1(x), mask), p)
+            x = own + dropout(self.attention(self.norm1(x), mask, newest=newest), p)
             return x + dropout(self._pointwise(self.norm2(x), p), p)
-        x = self.norm1(x + dropout(self.attention(x, mask), p))
+        x = self.norm1(own + dropout(self.attention(x, mask, newest=newest), p))
         return self.norm2(x + dropout(self._pointwise(x, 0.0), p))  # type: ignore[no-any-return]
 
     def _pointwise(self, x: Tensor, p: float) -> Tensor:
@@ -85,7 +89,8 @@ class SASRec(SequenceEncoder):
         init_std: of the normal that weights are drawn from, truncated at two standard deviations.
 
     Shapes:
-        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d).
+        item_ids (b, l) int64, padded with 0 on the left -> hidden states (b, l, d); with ``newest=True`` the last
+        position's alone, (b, d), for less work.
 
     Raises:
         EnsembleKDError: an argument is out of its range, or the input is not (b, l) with l <= max_len.
@@ -142,8 +147,8 @@ class SASRec(SequenceEncoder):
             if name.endswith("distance_bias"):  # no distance is preferred at the start
                 nn.init.zeros_(parameter)
 
-    def forward(self, item_ids: Tensor) -> Tensor:
-        """item_ids (b, l) int64 -> hidden states (b, l, d)."""
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Tensor:
+        """item_ids (b, l) int64 -> hidden states (b, l, d), or (b, d) of the newest position."""
         self.check(item_ids)
         length = item_ids.shape[1]
         x = self.item_embedding(item_ids) * self.scale
@@ -152,6 +157,7 @@ class SASRec(SequenceEncoder):
         x = self.drop(x if self.norm_first else self.norm(x))
         hidden = (item_ids == 0)[:, None, None, :] | self.above_diagonal[:length, :length]
         mask = hidden.to(x.dtype) * HIDDEN_KEY
-        for block in self.blocks:
-            x = block(x, mask)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, mask, newest=newest and number == len(self.blocks))
+        x = x[:, -1] if newest else x
         return self.norm(x) if self.norm_first else x  # type: ignore[no-any-return]

@@ -169,7 +169,24 @@ def probe(encoder: StackedModule, *, max_len: int | None, highest: int) -> Tenso
     if not bool(out[..., -1, :].isfinite().all()):  # the newest position is no padding
         fix = "Return hidden states, before any classifier: scores with -inf are not. Call the encoder by itself first."
         raise EnsembleKDError("encoder output", "finite hidden states", "inf or nan", fix)
+    if out.ndim == 3 and encoder.gives_newest:
+        _check_newest(_evaluated(encoder, ids, highest, newest=True), out[:, -1])
     return out
+
+
+def _check_newest(found: Any, expected: Tensor) -> None:
+    """Refuse another state of the newest position, where it is computed alone."""
+    shape = tuple(expected.shape)
+    if not isinstance(found, Tensor) or found.shape != shape:
+        got = f"{shown(found)}"
+    else:
+        size = float(expected.abs().max().clamp(min=1e-6))
+        error = float((found - expected).abs().max()) / size
+        if error <= LEAK:
+            return
+        got = f"one that differs by {error:.1%}"
+    fix = "With newest=True, return forward's last position, (b, d), or give that keyword another name."
+    raise EnsembleKDError("forward(item_ids, newest=True)", f"the last of the hidden states, {shape}", got, fix)
 
 
 def check_not_scores(encoder: StackedModule, *, d: int, num_items: int) -> None:
@@ -206,7 +223,7 @@ def check_causal(encoder: StackedModule, *, max_len: int | None, num_items: int)
         raise EnsembleKDError("NextItem", expected, got, fix)
 
 
-def _evaluated(encoder: StackedModule, ids: Tensor, highest: int) -> Any:
+def _evaluated(encoder: StackedModule, ids: Tensor, highest: int, **options: bool) -> Any:
     """Return member 0's output in evaluation mode, under a seed of its own.
 
     Raises:
@@ -214,7 +231,7 @@ def _evaluated(encoder: StackedModule, ids: Tensor, highest: int) -> Any:
     """
     with torch.no_grad(), encoder.undisturbed():
         try:
-            return encoder.call_member(0, ids, training=False)
+            return encoder.call_member(0, ids, training=False, **options)
         except EnsembleKDError:
             raise
         except Exception as error:

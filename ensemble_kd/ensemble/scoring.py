@@ -70,19 +70,22 @@ class Scoring(Weighted):
         item_ids = self._checked("hidden", item_ids, highest=self.mask_token)
         return self.encode(item_ids)
 
-    def encode(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
+    def encode(self, item_ids: Tensor, *, training: bool | None = None, newest: bool = False) -> Tensor:
         """Return the hidden states of every member without checks of the ids.
 
         Args:
             item_ids: (b, l).
             training: the mode of this call; None: the model's. The model itself is left as it is.
+            newest: return those of the last position alone, (n, b, d).
         """
         if self.place.sharded and hasattr(self.item_classifier.bias, "full_tensor"):
             fix = "Use it within `with ensemble_kd.distributed.gathered(model):`."
             raise EnsembleKDError("EnsembleKD", "a model with all its weights here", "weights in shards", fix)
-        out: Tensor = self.encoder(item_ids, training=training)
-        check_output(out, item_ids, newest_only=self.newest_only)
-        return out
+        is_short = newest and self.encoder.gives_newest and not self.newest_only
+        run = self.encoder.newest if is_short else self.encoder
+        out: Tensor = run(item_ids, training=training)
+        check_output(out, item_ids, newest_only=self.newest_only or is_short)
+        return out[:, :, -1] if newest and out.ndim == 4 else out
 
     def member_scores(self, item_ids: Tensor) -> Tensor:
         """Return each member's next-item logits: (b, l) -> (n, b, num_items + 1), column 0 is -inf."""
@@ -119,8 +122,7 @@ class Scoring(Weighted):
 
     def _newest(self, item_ids: Tensor, *, training: bool | None = None) -> Tensor:
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=self.max_len)
-        out = self.encode(query, training=training)
-        return (out if self.newest_only else out[:, :, -1]).to(self.item_classifier.bias.dtype)
+        return self.encode(query, training=training, newest=True).to(self.item_classifier.bias.dtype)
 
     @in_turn
     @torch.no_grad()

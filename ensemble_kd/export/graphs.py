@@ -55,7 +55,8 @@ class Scorer(nn.Module):
         factors = model.factors.to(weight.dtype)
         self.register_buffer("weight", factors[:, None, None] * weight.detach())
         self.register_buffer("bias", (factors[:, None] * bias.detach()).mean(0))
-        self.objective, self.mask_token, self.newest_only = model.objective, model.mask_token, model.newest_only
+        self.objective, self.mask_token = model.objective, model.mask_token
+        self.options = {"newest": True} if model.encoder.gives_newest and not model.newest_only else {}
         self.columns = None if model.max_len is None else model.max_len - model.objective.query_columns
         self.eval()
 
@@ -68,8 +69,8 @@ class Scorer(nn.Module):
         query = self.objective.query(item_ids, mask_token=self.mask_token, max_len=None)
         scores = self.bias.expand(item_ids.shape[0], -1)
         for member, rows, width in zip(self.members, self.weight, self.widths, strict=True):
-            out = member(query)
-            newest = out if self.newest_only else out[:, -1]
+            out = member(query, **self.options)
+            newest = out if out.ndim == 2 else out[:, -1]
             weight = rows[:, :width]
             scores = scores + newest.to(weight.dtype) @ weight.T / len(self.members)
         scores = nn.functional.pad(scores, (1, 0), value=-torch.inf)

@@ -5,7 +5,7 @@ Both work on templates: modules without weights, which are filled for a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -18,19 +18,24 @@ from ensemble_kd.internal import is_transformed, own_buffers, without_fast_path
 from ensemble_kd.stacking.tree import filled
 
 Backend = Literal["auto", "vmap", "loop"]
+_NONE: Mapping[str, bool] = {}
 
 
 def call_one(
-    template: nn.Module, parameters: dict[str, Tensor], buffers: dict[str, Tensor], args: tuple[Tensor, ...]
+    template: nn.Module,
+    parameters: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    args: tuple[Tensor, ...],
+    options: Mapping[str, bool] = _NONE,
 ) -> Tensor:
     """Return the output of one member, whose buffers are views of the stack's."""
     values = {**parameters, **buffers}
     output: Tensor
     if torch.compiler.is_compiling():  # which knows this way to fill a module
-        output = functional_call(template, values, args, tie_weights=False)
+        output = functional_call(template, values, args, dict(options), tie_weights=False)
     else:
         with filled(template, values):
-            output = template(*args)
+            output = template(*args, **options)
     for name, view in buffers.items():
         if values[name] is not view:  # forward put a new tensor into the buffer's place: keep it
             _overwrite(name, view, values[name])
@@ -38,7 +43,11 @@ def call_one(
 
 
 def call_each(
-    templates: Sequence[nn.Module], parameters: dict[str, Tensor], stacked: dict[str, Tensor], args: tuple[Tensor, ...]
+    templates: Sequence[nn.Module],
+    parameters: dict[str, Tensor],
+    stacked: dict[str, Tensor],
+    args: tuple[Tensor, ...],
+    options: Mapping[str, bool] = _NONE,
 ) -> list[Tensor]:
     """Return the members' outputs from stacked values, each from a call of its own."""
     parts: dict[int, tuple[Tensor, ...]] = {}
@@ -51,6 +60,7 @@ def call_each(
             {name: parts[id(p)][i] for name, p in parameters.items()},
             {name: b[i] for name, b in stacked.items()},
             args,
+            options,
         )
         for i, template in enumerate(templates)
     ]

@@ -226,6 +226,19 @@ def leave_weightless(module: nn.Module) -> None:
                 value[:] = [moved.get(id(entry), entry) for entry in value]
 
 
+def has_keyword(function: Callable[..., object], name: str) -> bool:
+    """Return True if a function has an argument of this name.
+
+    Examples:
+        >>> has_keyword(lambda x, *, newest=False: x, "newest"), has_keyword(lambda x, **more: x, "newest")
+        (True, False)
+    """
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function without a signature
+        return False
+
+
 def duplicate(module: nn.Module) -> nn.Module:
     """Return a deep copy, even if forward has left results with a gradient in attributes, which torch will not copy.
 

@@ -106,6 +106,15 @@ class MixedModule(nn.Module):
             raise EnsembleKDError("encoder output", "outputs of one form", got, fix)
         return self.join(outs)
 
+    def newest(self, *args: Tensor, training: bool | None = None) -> Tensor:
+        """Return what ``forward`` gives at the last position, (n, b, d), as ``StackedModule`` does."""
+        return self.join([group.newest(*args, training=training) for group in self.groups])
+
+    @property
+    def gives_newest(self) -> bool:
+        """True if the forward of all members has the keyword ``newest``."""
+        return all(group.gives_newest for group in self.groups)
+
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the tensor of all members, (n, ..., d), from those of the groups, (their members, ..., their d).
 
@@ -120,10 +129,10 @@ class MixedModule(nn.Module):
         joined = torch.cat([F.pad(part, (0, widest - part.shape[-1])) for part in parts])
         return joined if self._order is None else joined[self._order]
 
-    def call_member(self, i: int, *args: Tensor, training: bool | None = None) -> Tensor:
-        """Return the output of member i alone, in its own width."""
+    def call_member(self, i: int, *args: Tensor, training: bool | None = None, **options: bool) -> Tensor:
+        """Return the output of member i alone, in its own width; ``options``: keywords of its forward."""
         group, within = self._place(i)
-        return group.call_member(within, *args, training=training)
+        return group.call_member(within, *args, training=training, **options)
 
     def member(self, i: int) -> nn.Module:
         """Return an ordinary module with a copy of the weights of member i."""

@@ -22,7 +22,7 @@ from ensemble_kd.stacking.backends import (
     call_one,
     decide,
 )
-from ensemble_kd.stacking.build import check_members, leave_weightless
+from ensemble_kd.stacking.build import check_members, has_keyword, leave_weightless
 from ensemble_kd.stacking.templates import Reader, Templates
 from ensemble_kd.stacking.tree import fill, parameter_at, stack_into, values_of
 from ensemble_kd.stacking.trial import Trial, seconds_of, vmap_obstacle
@@ -31,7 +31,7 @@ from ensemble_kd.stacking.trial import Trial, seconds_of, vmap_obstacle
 class StackedModule(nn.Module):
     """n modules of one architecture that run as one, on stacked parameters.
 
-    Calls take tensors alone, and ``training``: True or False runs a call in that mode, None in the stack's own. The
+    Calls take tensors, and ``training``: True or False runs a call in that mode, None in the stack's own. The
     mode is the call's, not a flag that other threads see. Any number of threads may run calls in evaluation mode at a
     time, while one trains. The first call decides on the backend; make it before other threads start.
 
@@ -53,6 +53,7 @@ class StackedModule(nn.Module):
         check_members(members)
         self.requested_backend: Backend = choice("EnsembleKD", "backend", backend, ("auto", "vmap", "loop"))
         self.decisions: dict[tuple[bool, str], tuple[str, str]] = {}
+        self.gives_newest = all(has_keyword(member.forward, "newest") for member in members)
         stack_into(self, members)
         for member in members:
             leave_weightless(member)
@@ -82,17 +83,36 @@ class StackedModule(nn.Module):
         with self._templates.lend(training=self._mode(training)) as templates:
             return call_all(templates[0], parameters, buffers, args)
 
-    def each(self, *args: Tensor, training: bool | None = None) -> list[Tensor]:
-        """Return the members' outputs, each from a call of its own."""
+    def each(self, *args: Tensor, training: bool | None = None, **options: bool) -> list[Tensor]:
+        """Return the members' outputs, each from a call of its own; ``options``: keywords of their forward."""
         parameters, buffers = values_of(self)
         with self._templates.lend(training=self._mode(training)) as templates:
-            return call_each(templates, parameters, buffers, args)
+            return call_each(templates, parameters, buffers, args, options)
 
-    def call_member(self, i: int, *args: Tensor, training: bool | None = None) -> Tensor:
-        """Return the output of member i alone."""
+    def newest(self, *args: Tensor, training: bool | None = None) -> Tensor:
+        """Return what ``forward`` gives at the last position: (n, b, d) of (n, b, l, d).
+
+        Members whose forward has the keyword ``newest`` compute no other position where that saves time: in evaluation
+        mode, called one by one.
+
+        Examples:
+            >>> class Sums(nn.Module):
+            ...     def forward(self, x, *, newest=False):
+            ...         return x.sum(dim=1) if newest else x.cumsum(dim=1)
+            >>> StackedModule([Sums(), Sums()]).newest(torch.ones(1, 3, 1), training=False)
+            tensor([[[3.]],
+            <BLANKLINE>
+                    [[3.]]])
+        """
+        if self.gives_newest and not self._mode(training) and self.backend_for(*args, training=training)[0] == "loop":
+            return torch.stack(self.each(*args, training=training, newest=True))
+        return self(*args, training=training)[:, :, -1]  # type: ignore[no-any-return]
+
+    def call_member(self, i: int, *args: Tensor, training: bool | None = None, **options: bool) -> Tensor:
+        """Return the output of member i alone; ``options``: keywords of its forward."""
         weights, buffers = ({name: value[i] for name, value in values.items()} for values in values_of(self))
         with self._templates.lend(training=self._mode(training)) as templates:
-            return call_one(templates[i], weights, buffers, args)
+            return call_one(templates[i], weights, buffers, args, options)
 
     def _mode(self, training: bool | None) -> bool:
         return self.training if training is None else training

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ensemble_kd.ensemble import check_output, probe
 from ensemble_kd.errors import EnsembleKDError, first_line
 from ensemble_kd.internal import dropout_rate, member_seed, seeded
-from ensemble_kd.stacking import build_members, duplicate
+from ensemble_kd.stacking import StackedModule, build_members, duplicate
 from ensemble_kd.testing.subject import Subject, difference
 
 
@@ -59,8 +59,21 @@ def contract(subject: Subject) -> str:
             "Register it as a buffer of the weights' type."
         )
     subject.move(out.dtype)
+    if stack.gives_newest and not subject.newest_only:
+        _compare_newest(subject, stack, lengths)
     shape = f"(b, {d})" if subject.newest_only else f"(b, l, {d})"
     return f"Hidden states {shape}, {out.dtype}, for l = {', '.join(map(str, lengths))}."
+
+
+def _compare_newest(subject: Subject, stack: StackedModule, lengths: list[int]) -> None:
+    for ids in (subject.ids(3, length) for length in lengths):
+        with torch.no_grad():
+            alone = stack.newest(ids, training=False)
+        if (error := difference(alone, subject.evaluate(stack, ids)[:, :, -1])) > subject.tolerance:
+            raise WrongError(
+                f"With newest=True, forward's last position differs by {error:.1%} for l = {ids.shape[1]}. Return the "
+                "same state there, (b, d), or give that keyword another name."
+            )
 
 
 def mask_token(subject: Subject) -> str:

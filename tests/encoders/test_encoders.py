@@ -84,6 +84,28 @@ def test_left_padding_changes_nothing(name: str, real: int, padding: int, seed: 
     torch.testing.assert_close(encoder(padded)[:, padding:], encoder(items), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+@given(length=st.integers(1, MAX_LEN), seed=st.integers(0, 99))
+def test_the_newest_state_alone_is_the_last_of_all(name: str, length: int, seed: int) -> None:
+    encoder, item_ids = build(name, seed).double().eval(), ids(l=length, seed=seed)
+    every, newest = encoder(item_ids), encoder(item_ids, newest=True)
+    assert newest.shape == (4, D)
+    torch.testing.assert_close(newest, every[:, -1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [LONG - 1, LONG])  # on either side of the change of attention's path
+@pytest.mark.parametrize("cls", [BERT4Rec, SASRec])
+def test_the_newest_state_of_long_histories_costs_one_row_of_attention(cls: type[SequenceEncoder], length: int) -> None:
+    torch.manual_seed(0)
+    encoder = cls(V, d_model=D, max_len=LONG).double().eval()  # type: ignore[call-arg]
+    item_ids, rows = torch.randint(1, V, (2, length)), []
+    for block in encoder.blocks:  # type: ignore[union-attr]
+        block.norm2.register_forward_hook(lambda _module, given, _output: rows.append(given[0].shape[1]))
+    newest = encoder(item_ids, newest=True)
+    assert rows == [length, 1]
+    torch.testing.assert_close(newest, encoder(item_ids)[:, -1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", CAUSAL)
 @given(length=st.integers(2, MAX_LEN), data=st.data(), seed=st.integers(0, 1000))
 def test_causal_encoders_see_no_later_item(name: str, length: int, data: st.DataObject, seed: int) -> None:

@@ -509,6 +509,20 @@ class Giving(Rows):
         return self.give(super().forward(item_ids))
 
 
+class Ending(Rows):
+    """Leaves out all positions but the last where it may, and returns there what it is told to."""
+
+    def __init__(self, give: Callable[[Tensor], object] = lambda h: h[:, -1], log: Any = None) -> None:
+        super().__init__(log)
+        self.give = give
+
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Any:
+        if newest:
+            item_ids = item_ids[:, -1:]
+        h = super().forward(item_ids)
+        return self.give(h) if newest else h
+
+
 class Few(Rows):
     """Lacks the row of the mask token."""
 
@@ -530,6 +544,7 @@ class Listed(Rows):
 
 SHAPES = "encoder output: expected hidden states (b, l, d) or (b, d), got "
 RETURN = "Return hidden states (b, l, d), or (b, d) for the newest position alone."
+LAST = "With newest=True, return forward's last position, (b, d), or give that keyword another name."
 LEFT = "Pad on the left with 0 (ensemble_kd.encoders turns right padding), and leave empty rows out."
 NUMBER = "Renumber the items from 1 without gaps, or raise num_items."
 ROWS = "Its embedding needs V + 2 rows: padding, the items 1..V, the mask token. Call it by itself first."
@@ -579,6 +594,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: EnsembleKD(lambda: Giving(lambda h: h[:, :4])).loss(IDS),
         "encoder output: expected (b, l, d), got (9, 4, 6) for item_ids of shape (9, 5). Return one hidden state per "
         "input position, whatever the length.",
+    ),
+    "another newest": (
+        lambda: EnsembleKD(lambda: Ending(lambda h: 2 * h[:, -1])),
+        "forward(item_ids, newest=True): expected the last of the hidden states, (2, 6), got one that differs by "
+        f"100.0%. {LAST}",
+    ),
+    "another shape of the newest": (
+        lambda: EnsembleKD(lambda: Ending(lambda h: h)),
+        "forward(item_ids, newest=True): expected the last of the hidden states, (2, 6), got Tensor (2, 1, 6) "
+        f"torch.float32. {LAST}",
     ),
     "integers": (
         lambda: EnsembleKD(lambda: Giving(lambda h: h.long())),
@@ -826,3 +851,18 @@ def test_an_objective_that_lacks_a_part_is_told_which() -> None:
 
     with pytest.raises(EnsembleKDError, match="objective: expected all members of an Objective, got none of min_items"):
         EnsembleKD(Rows, objective=Half())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("objective", [NextItem(), MaskedItem()], ids=repr)
+def test_scores_ask_for_the_newest_state_alone(objective: Any) -> None:
+    log: list[tuple[int, ...]] = []
+    model = EnsembleKD(lambda: Ending(log=log), 2, objective=objective).eval()
+    plain = EnsembleKD(Rows, 2, objective=objective).eval()
+    log.clear()
+    for ask in (model, model.recommend, model.query_vectors, model.member_scores, model.query_states):
+        ask(IDS[:, -3:])  # type: ignore[operator]
+    assert log == [(len(IDS), 1)] * 10
+    assert torch.equal(model(IDS), plain(IDS))
+    log.clear()
+    model.train()(IDS)  # what is drawn at random stays as it is
+    assert log[0][1] > 1

@@ -7,6 +7,7 @@ import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal import member_seed, seeded
-from ensemble_kd.stacking import Heads, StackedModule, build_members, check_members
+from ensemble_kd.stacking import Heads, MixedModule, StackedModule, build_members, check_members
 
 ROWS, D = 8, 4
 IDS = torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 1]])
@@ -47,6 +48,22 @@ class Tied(Embed):
 
     def forward(self, item_ids: Tensor) -> Tensor:
         return self.out(super().forward(item_ids) * self.scale * self.out.get_buffer("scale"))
+
+
+class Newest(Embed):
+    """It can leave all positions but the last out, and notes when it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Tensor:
+        self.asked.append(newest)
+        return super().forward(item_ids[:, -1] if newest else item_ids)
+
+
+class Other(Newest):
+    """Of another architecture."""
 
 
 class Thrifty(Embed):
@@ -561,3 +578,31 @@ def test_what_is_refused_is_named(name: str) -> None:
     with pytest.raises(EnsembleKDError) as caught:
         make()
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("training", [False, True])
+def test_only_what_is_asked_for_is_computed_where_members_can_leave_the_rest_out(backend: Any, training: bool) -> None:
+    members = [Newest(), Newest()]
+    stack = StackedModule(members, backend=backend)
+    expected = stack(IDS)[:, :, -1]
+    stack.backend_for(IDS, training=training)  # tries members, too
+    for member in members:
+        member.asked.clear()
+    torch.testing.assert_close(stack.newest(IDS, training=training), expected)
+    alone = backend == "loop" and not training
+    assert [member.asked for member in members] == [[alone], [alone] if backend == "loop" else []]
+    assert stack.gives_newest
+
+
+def test_of_members_that_cannot_leave_it_out_the_rest_is_computed() -> None:
+    stack = StackedModule([Embed(), Embed()])
+    assert not stack.gives_newest
+    assert torch.equal(stack.newest(IDS, training=False), stack(IDS)[:, :, -1])
+
+
+def test_a_mixed_stack_gives_the_newest_of_each_group() -> None:
+    mixed = MixedModule([Embed(), Newest(), Embed()])
+    assert not mixed.gives_newest
+    assert torch.equal(mixed.newest(IDS, training=False), mixed(IDS)[:, :, -1])
+    assert MixedModule([Newest(), Other()]).gives_newest

@@ -231,6 +231,12 @@ class TiesData(Right):
         return self.out(super().forward(item_ids))
 
 
+@fault("contract", "With newest=True, forward's last position differs by")
+class OtherNewest(Right):
+    def forward(self, item_ids: Tensor, *, newest: bool = False) -> Tensor:
+        return super().forward(item_ids[:, -5:])[:, -1] if newest else super().forward(item_ids)
+
+
 @fault("state_dict", "Register all that they depend on")
 class HiddenState(Right):
     def __init__(self) -> None:
