@@ -266,6 +266,9 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
     assert "RecTools SASRec, softmax 40 s (4.0 times as long)" in page.speed(rows)
     assert "take 30 s of CPU an epoch, three trainings by RecTools 120 s: 25 % of them." in page.speed(rows)
     assert page.speed(rows[2:]) == page.speed([]) == ""
+    unequal = "An epoch is not the same here"
+    assert unequal in page.speed([{**row, "dataset": "ML-1M"} for row in rows])
+    assert unequal not in page.speed(rows)
 
 
 def test_the_longest_runs_come_first_and_are_summed_up(tmp_path: Path) -> None:
