@@ -165,10 +165,12 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, mask: Tensor, *, newest: bool = False) -> Tensor:
-        """x (b, l, d) and an additive mask (b, 1, queries l or 1, keys l) -> (b, l, d); ``newest``: (b, 1, d)."""
+        """x (b, l, d) and an additive mask (b, 1, queries l or 1, keys l) -> (b, l, d).
+
+        With ``newest`` the last position is the only query, and the mask has one row for it: (b, 1, d).
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        if newest:
-            q, mask = q[..., -1:, :], mask[..., -1:, :]
+        q = q[..., -1:, :] if newest else q
         p, scale = self.dropout if self.training else 0.0, q.shape[-1] ** -0.5
         mask, is_long = mask.to(q.dtype), x.shape[1] >= LONG
         if x.device.type != "cpu" or (is_long and not p):
