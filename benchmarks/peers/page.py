@@ -114,21 +114,23 @@ MEASURES = (
         lambda e: e["peak_mib"],
         False,
         0,
-        "ours is 128 wide where no width is named",
+        "ours reads 200 items of ML-1M where the others read 50, and is 128 wide where no width is named",
     ),
     Measure(
         "CPU milliseconds a request",
         lambda e: e["serving"]["request_cpu_ms"],
         False,
         2,
-        "ours has positions by distance, checks what it is given, and is 128 wide where no width is named",
+        "ours reads 200 items of ML-1M where the others read 50, has positions by distance, checks what it is given,"
+        " and is 128 wide where no width is named",
     ),
     Measure(
         "users a CPU second, recommending to many",
         lambda e: e["serving"]["users_per_cpu_s"],
         True,
         0,
-        "ours has positions by distance, and is 128 wide where no width is named",
+        "ours reads 200 items of ML-1M where the others read 50, has positions by distance, and is 128 wide where no"
+        " width is named",
     ),
     Measure("lines that a user writes", lambda e: e["lines"], False, 0, "its data class reads the table as it is"),
     Measure("MiB installed, without torch", lambda e: _without_torch(e), False, 0, "it needs less"),
