@@ -193,7 +193,8 @@ def top_items(
         weight: (n, v, d) item classifiers; row j scores item j + 1.
         bias: (n, v).
         k: how many.
-        seen: (b, l) items that are not recommended, padded with 0; None: all may be.
+        seen: (b, l) items that are not recommended, padded with 0; None: all may be. What is no item, such as a mask
+            token, is passed over.
         candidates: (c,) or (b, c) items to choose from, padded with 0 in the second form; None: all. Repeated ones
             count once.
         aggregate: see ``aggregate_scores``.
@@ -238,7 +239,7 @@ def top_items(
         own = chosen[rows] if chosen is not None and chosen.ndim == 2 else chosen
         some = states[:, rows]
         if is_mean:
-            scores = mean_logits(some, weight, bias, weights)
+            scores = _mean_logits(some, weight, bias, weights)
         else:
             scores = aggregate_scores(_logits(some, weight, bias, own), aggregate, weights)
         scores = scores if mean is None else mean(scores)
@@ -264,10 +265,20 @@ def mean_logits(states: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | 
         bias: (n, v).
         factors: (n,) of the members' logits in the mean; None: 1 each.
 
+    Raises:
+        EnsembleKDError: arguments that do not fit together.
+
     Examples:
         >>> mean_logits(torch.ones(2, 1, 1), torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.5], [1.5]]))
         tensor([[2.5000]])
     """
+    sizes = _check_scoring("mean_logits", states, weight, bias)
+    if factors is not None:
+        tensor("mean_logits", "factors", factors, "n", "floating", sizes)
+    return _mean_logits(states, weight, bias, factors)
+
+
+def _mean_logits(states: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | None) -> Tensor:
     n = len(weight)
     shares = bias.new_full((n,), 1 / n) if factors is None else factors.to(bias.dtype) / n
     is_long = weight.numel() >= _ASIDE and not torch.compiler.is_compiling()
@@ -333,11 +344,12 @@ def uncertainty(
     return Uncertainty(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _check_scoring(where: str, states: Tensor, weight: Tensor, bias: Tensor) -> None:
+def _check_scoring(where: str, states: Tensor, weight: Tensor, bias: Tensor) -> dict[str, int]:
     sizes: dict[str, int] = {}
     tensor(where, "states", states, "n b d", "floating", sizes)
     tensor(where, "weight", weight, "n v d", "floating", sizes)
     tensor(where, "bias", bias, "n v", "floating", sizes)
+    return sizes
 
 
 def _blocks(states: Tensor, columns: int) -> Iterator[slice]:
@@ -366,8 +378,10 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | N
 def _without(scores: Tensor, seen: Tensor, candidates: Tensor | None) -> Tensor:
     """Scores (r, c) with -inf for seen items (r, l); in place, where all items have one."""
     if candidates is None:
-        limits = torch.where(seen > 0, -torch.inf, torch.inf).to(scores.dtype)  # padding takes nothing away
-        return scores.scatter_reduce_(1, (seen - 1).clamp_(min=0), limits, "amin")
+        v = scores.shape[1]
+        is_item = (seen > 0) & (seen <= v)
+        limits = torch.where(is_item, -torch.inf, torch.inf).to(scores.dtype)  # what is no item takes nothing away
+        return scores.scatter_reduce_(1, (seen - 1).clamp_(0, v - 1), limits, "amin")
     past = (candidates.expand(len(scores), -1)[:, :, None] == seen[:, None, :]).any(dim=-1)
     return scores.masked_fill(past, -torch.inf)
 

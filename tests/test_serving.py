@@ -514,3 +514,11 @@ def test_memory_of_recommendations_does_not_grow_with_users(users: int, encoder:
     code = PEAK.replace("USERS", str(users)).replace("ENCODER", encoder)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(run.stdout) < most
+
+
+def test_what_is_no_item_is_passed_over_among_the_seen() -> None:
+    head = torch.ones(2, 1, 3), torch.randn(2, V, 3), torch.zeros(2, V)
+    whole = served.top_items(*head, k=V)
+    assert torch.equal(served.top_items(*head, k=V, seen=torch.tensor([[0, V + 1, V + 2]])).items, whole.items)
+    found = served.top_items(*head, k=V, seen=torch.tensor([[V + 1, 0, V, 1, V]])).lists()
+    assert set(found[0]) == set(range(2, V))

@@ -138,8 +138,10 @@ def _serving() -> list[Any]:
     kinds = _kinds(states, k="natural")
     items = {name: states[name] for name in ("weight", "bias")}
     logits = {"logits": torch.randn(N, B, V), "aggregate": "ranks"}
+    mean = {name: states[name] for name in ("states", "weight", "bias")} | {"factors": torch.ones(N)}
     return [
         ("top_items", serving.top_items, states | more, kinds | {"seen": "thing?", "candidates": "thing?", "aggregate": "choice"}),
+        ("serving.mean_logits", serving.mean_logits, mean, _kinds(mean, factors="tensor?")),
         ("serving.uncertainty", serving.uncertainty, states, kinds),
         ("serving.query_vectors", serving.query_vectors, {"states": states["states"]}, {"states": "tensor"}),
         ("serving.item_vectors", serving.item_vectors, items, _kinds(items)),
