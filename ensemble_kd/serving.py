@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -281,8 +281,7 @@ def mean_logits(states: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | 
 def _mean_logits(states: Tensor, weight: Tensor, bias: Tensor, factors: Tensor | None) -> Tensor:
     n = len(weight)
     shares = bias.new_full((n,), 1 / n) if factors is None else factors.to(bias.dtype) / n
-    is_long = weight.numel() >= _ASIDE and not torch.compiler.is_compiling()
-    with aside() if is_long else nullcontext():
+    with _aside(weight):
         first, *others = zip(shares[:, None, None] * states, weight, strict=True)
         mean = torch.addmm(shares @ bias, first[0], first[1].mT)
         for h, w in others:
@@ -362,11 +361,15 @@ def _times(tensor: Tensor) -> int:
     return 1 if tensor.device.type == "cpu" else _ACCELERATOR_TIMES
 
 
+def _aside(weight: Tensor) -> AbstractContextManager[None]:
+    """While the product with so many weights runs, another thread may have the turn, if that is worth it."""
+    return aside() if weight.numel() >= _ASIDE and not torch.compiler.is_compiling() else nullcontext()
+
+
 def _logits(states: Tensor, weight: Tensor, bias: Tensor, candidates: Tensor | None) -> Tensor:
     """(n, r, c); -inf where a candidate is padding."""
     if candidates is None:
-        is_long = weight.numel() >= _ASIDE and not torch.compiler.is_compiling()
-        with aside() if is_long else nullcontext():
+        with _aside(weight):
             return torch.baddbmm(bias[:, None], states, weight.mT)
     rows = (candidates - 1).clamp(min=0)
     if candidates.ndim == 1:

@@ -271,6 +271,15 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
     assert unequal not in page.speed(rows)
 
 
+def test_a_likely_reason_is_one_of_these_runs() -> None:
+    narrow, wide = made_up("ensemble_kd SASRec, width 64", 0.1), made_up("ensemble_kd SASRec", 0.1)
+    memory, lines = (next(m for m in page.MEASURES if m.words.startswith(word)) for word in ("peak memory", "lines"))
+    assert page.likely(memory, narrow) == "not known"
+    assert page.likely(memory, {**narrow, "dataset": "ML-1M"}) == "ours reads 200 items where the others read 50"
+    assert page.likely(memory, wide) == "ours is 128 wide where no width is named"
+    assert page.likely(lines, {**wide, "dataset": "ML-1M"}) == lines.reason
+
+
 def test_the_longest_runs_come_first_and_are_summed_up(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     short = [made_up("ensemble_kd SASRec", 0.1), made_up("RecBole SASRec", 0.05), made_up("RecBole GRU4Rec", 0.08)]
