@@ -18,13 +18,15 @@ from benchmarks.paper import store
 from benchmarks.paper.analysis import Numbers, ndcg
 from benchmarks.paper.recipes import ENCODERS
 from ensemble_kd import KD, EnsembleKD, fit
+from ensemble_kd.distillation import FromTeacher
 from ensemble_kd.evaluation import evaluate
 from ensemble_kd.losses import Ambiguity, Loss
-from ensemble_kd.presets import recipe
+from ensemble_kd.presets import Recipe, recipe
 from ensemble_kd.training import Cosine, Ramp
 
 METRIC = "NDCG@10"
-BEST = "best.pt"
+BEST, LAST = "best.pt", "last.pt"
+ANEW = 100  # seeds of students are so much higher than their teacher's
 FORMULAS: dict[str, Loss] = {
     "KD": KD(temperature=1.0),
     "target": KD(temperature=1.0, part="target"),
@@ -33,7 +35,9 @@ FORMULAS: dict[str, Loss] = {
     "ema": KD(temperature=1.0, teacher="ema"),
     "distillation": Ambiguity(),
     "ambiguity": Ambiguity(),
+    "students": KD(temperature=1.0),
 }
+STUDENTS = frozenset({"students"})  # formulas of new members that learn from an ensemble trained before them
 Record = Mapping[str, Any]
 
 
@@ -60,29 +64,47 @@ class Trial:
         more = "".join(f"-{name}{value}" for name, value in values.items() if value is not None)
         return f"{self.dataset}-{self.encoder}{more}{'' if self.formula == 'KD' else f'-{self.formula}'}"
 
-    def model(self, data: Any) -> EnsembleKD:
-        """Return the untrained model."""
+    def recipe(self, data: Any) -> Recipe:
+        """Return the encoder and its settings."""
         found = recipe(data, ENCODERS[self.encoder])  # type: ignore[arg-type]
         changes = {} if self.dropout is None else {"dropout": self.dropout}
-        found = replace(found, settings={**found.settings, **changes})
+        return replace(found, settings={**found.settings, **changes})
+
+    def model(self, data: Any) -> EnsembleKD:
+        """Return the untrained model."""
         losses: Loss | Literal[0] = self.kd * FORMULAS[self.formula] if self.kd else 0
         more = {} if self.classifier is None else {"classifier": self.classifier}
-        return found.ensemble(self.n, losses=losses, seed=self.seed, **more)  # type: ignore[arg-type]
+        seed = self.seed + (ANEW if self.formula in STUDENTS else 0)
+        return self.recipe(data).ensemble(self.n, losses=losses, seed=seed, **more)  # type: ignore[arg-type]
+
+    @property
+    def teacher(self) -> Trial:
+        """The independent members whose ensemble teaches, where the formula is one of ``STUDENTS``."""
+        return replace(self, kd=0.0, formula="KD")
 
     def options(self) -> dict[str, Any]:
         """Return what ``fit`` is given."""
         rate: dict[str, Any] = {"epochs": self.cosine, "schedule": Cosine(warmup=0.5), "lr": self.lr}
         start = 2 if self.start is None else self.start
         transfer: dict[str, Any] = {"transfer": Ramp(start, start + 3, unit="epochs")}
-        return {**(rate if self.cosine else {}), **(transfer if self.kd else {})}
+        ramp = self.kd and self.formula not in STUDENTS  # what was trained before may teach from the beginning
+        return {**(rate if self.cosine else {}), **(transfer if ramp else {})}
 
 
 def train(trial: Trial, data: Any, folder: Path) -> Record:
-    """Train, test, and keep the best weights."""
+    """Train, test, and keep the best weights; a teacher of which none are kept beside this folder is trained first."""
+    options = {"output_dir": folder, "resume": True, "progress": False, **trial.options()}
     model = trial.model(data)
-    found = fit(model, data, seed=trial.seed, output_dir=folder, resume=True, progress=False, **trial.options())
-    (folder / "last.pt").unlink()
-    return {"trial": asdict(trial), **tested(model, data), **_course(found.history, found.best_epoch)}
+    if trial.formula in STUDENTS:
+        beside = folder.parent / trial.teacher.key
+        if not (beside / BEST).exists() or (beside / LAST).exists():
+            train(trial.teacher, data, beside)
+        teacher = trained(trial.teacher, data, folder.parent)
+        run = fit(model, data, seed=ANEW + trial.seed, loss=FromTeacher(teacher, spliced=False), **options)
+    else:
+        run = fit(model, data, seed=trial.seed, **options)
+    (folder / LAST).unlink()
+    return {"trial": asdict(trial), **tested(model, data), **_course(run.history, run.best_epoch)}
 
 
 def _course(history: Sequence[Any], best: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from benchmarks import transfer, trials
 from benchmarks.paper import store
 from benchmarks.transfer import BESIDES, ENCODERS, LESS, LONG, STRENGTHS, Setting, attempt
-from benchmarks.trials import FORMULAS, Trial
+from benchmarks.trials import FORMULAS, STUDENTS, Trial
 from ensemble_kd import fit
 from ensemble_kd.data import synthetic
 
@@ -42,13 +42,14 @@ def test_overlap_is_of_the_users_whose_item_a_member_finds() -> None:
 
 def test_formulas_have_strengths_and_names_of_their_own() -> None:
     assert STRENGTHS.keys() == FORMULAS.keys()
+    assert FORMULAS.keys() >= STUDENTS
     tried = [attempt(e, *each) for e in ENCODERS for each in transfer.settings() if each.strength]
     assert len({trial.key for trial in tried}) == len(tried)
     data = synthetic(30, 80)
     for trial in tried:
         losses = trial.model(data).losses
         assert losses == trial.kd * FORMULAS[trial.formula]
-        assert "transfer" in trial.options()
+        assert ("transfer" in trial.options()) == (trial.formula not in STUDENTS)
     assert attempt("SASRec").model(data).losses == 0
 
 
@@ -106,6 +107,28 @@ def test_the_table_compares_with_independent_members_of_the_same_seeds() -> None
     assert taught[1] == "2"
     assert taught[8].startswith("+0.0693")
     assert "## GRU4Rec" not in transfer.report(records, 4)
+
+
+def test_students_are_new_networks_and_their_teacher_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "fit", partial(fit, epochs=2))
+    data, trial = synthetic(40, 80), attempt("GRU4Rec", "students", 10.0)
+    assert trial.teacher == attempt("GRU4Rec")
+    first, anew = (each.model(data).state_dict() for each in (trial.teacher, trial))
+    assert not any(torch.equal(value, anew[name]) for name, value in first.items() if value.std() > 0)
+    found = trials.train(trial, data, tmp_path / trial.key)
+    assert found["trial"]["formula"] == "students"
+    at = tmp_path / trial.teacher.key / trials.BEST
+    taught, written = tmp_path / trial.key / trials.BEST, at.stat().st_mtime_ns
+    before = torch.load(taught, weights_only=True)["model"]
+    stronger = attempt("GRU4Rec", "students", 30.0)
+    trials.train(stronger, data, tmp_path / stronger.key)
+    assert at.stat().st_mtime_ns == written
+    after = torch.load(tmp_path / stronger.key / trials.BEST, weights_only=True)["model"]
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    page = transfer.report([record(trial.teacher, 0.07, ensemble=3), record(trial, 0.08)], 1)
+    assert "| `10 * KD(temperature=1.0)`, students | 1 |" in page
 
 
 @pytest.mark.slow
