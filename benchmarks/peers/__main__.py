@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.common import ROOT
 from benchmarks.peers import page, records
 from benchmarks.peers.environments import ENVIRONMENTS, OURS, make, python
-from benchmarks.peers.jobs import DATASETS, JOBS, Job, by_name
+from benchmarks.peers.jobs import DATASETS, JOBS, SYNTHETIC, Job, by_name
 from ensemble_kd.data import read_text, synthetic
 
 
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--smoke", action="store_true", help="made-up data and small networks; the page goes to --output")
     args = p.parse_args(arguments)
     if args.smoke:
-        args.datasets, args.results = ["synthetic"], args.output / "peers.jsonl"
+        args.datasets, args.results = [SYNTHETIC], args.output / "peers.jsonl"
     elif args.data_dir is None and not args.page_only:
         p.error("--data-dir is needed, but for --smoke and --page-only")
     args.jobs = chosen(args.only)
@@ -53,7 +53,7 @@ def chosen(names: Sequence[str]) -> list[Job]:
 
 def data_file(args: argparse.Namespace, dataset: str) -> Path:
     """Return the text file that every library reads; made-up data is written first."""
-    if dataset != "synthetic":
+    if dataset != SYNTHETIC:
         return Path(args.data_dir, f"{dataset}.txt")
     path = Path(args.output, "synthetic.txt")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for dataset in [] if args.page_only else args.datasets:
         path = data_file(args, dataset)
         data = read_text(path)
-        for job in args.jobs:
+        for job in [job for job in args.jobs if dataset in job.datasets]:
             for seed in args.seeds:
                 done = {(e["name"], e["dataset"], e["seed"], e["minutes"]) for e in records.read(args.results)}
                 if (job.name, dataset, seed, args.minutes) in done:

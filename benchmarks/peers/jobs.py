@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DATASETS = ("Beauty", "ML-1M")  # by file; "synthetic" is made up
+DATASETS = ("Beauty", "ML-1M")  # by file
+SYNTHETIC = "synthetic"  # made up
 RUNNERS = Path(__file__).parent / "runners"
 
 
@@ -26,6 +27,7 @@ class Job:
         after: the job whose trained networks teach this one.
         script: the runner, if it is not the library's own.
         average: the job of which three seeds, each with a third of the minutes, are averaged in place of a run.
+        datasets: those on which it says something that no other job does.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Job:
     after: str | None = None
     script: str | None = None
     average: str | None = None
+    datasets: tuple[str, ...] = (*DATASETS, SYNTHETIC)
 
     @property
     def runner(self) -> Path:
@@ -160,6 +163,14 @@ JOBS = (
         "SASRec",
         "presets.recipe, but for the width",
         {"n": 1, "d_model": 64},
+    ),
+    Job(
+        "ensemble_kd SASRec, width 64, 50 items",
+        "ensemble_kd",
+        "SASRec",
+        "presets.recipe, but for the width and the 50 items that the others read, which are each user's targets, too",
+        {"n": 1, "d_model": 64, "max_len": 50, "newest": 53},  # the first has none before it; two are held out
+        datasets=("ML-1M", SYNTHETIC),  # elsewhere the recipe reads 50 by itself
     ),
     Job("ensemble_kd SASRec, three", "ensemble_kd", "SASRec", "ensemble_kd.presets.recipe", {"n": 3}),
     Job(

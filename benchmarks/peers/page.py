@@ -16,6 +16,7 @@ from benchmarks.peers.records import Record, with_batches
 FOLDER = ROOT.parent / "docs" / "results"
 OURS = "ensemble_kd SASRec"
 NARROW = f"{OURS}, width 64"  # as wide as the peers' networks
+SHORT = f"{NARROW}, 50 items"  # and with the peers' targets, where the recipe reads more
 NAME = "peers.md"
 Row = Sequence[object]
 
@@ -300,9 +301,11 @@ def ahead(found: Sequence[Record]) -> list[str]:
                 continue
             if (theirs > mine) if measure.more else (theirs < mine):
                 digits = measure.digits
-                numbers, other = f"{mine:.{digits}f}", by_name.get(NARROW)
-                if other and other is not ours and (value := measure.of(other)) is not None:
-                    numbers += f" and {value:.{digits}f} (width 64)"
+                numbers = f"{mine:.{digits}f}"
+                for name, said in ((NARROW, "width 64"), (SHORT, "width 64, 50 items")):
+                    other = by_name.get(name)
+                    if other and other is not ours and (value := measure.of(other)) is not None:
+                        numbers += f" and {value:.{digits}f} ({said})"
                 lines.append(
                     f"- {measure.words}: **{each['name']}** {theirs:.{digits}f}, ours {numbers}."
                     f" Likely reason: {likely(measure, ours)}."
@@ -333,6 +336,12 @@ def speed(found: Sequence[Record]) -> str:
                 " items with one before it for a target; by their published settings the others read 50 items, and"
                 " RecTools and RePlay have the newest 50 of each user for targets, 266,086 in all."
             )
+            if (same := seconds.get(SHORT)) is not None:
+                equal = [f"{name} {s / same:.1f} times" for name, s in theirs.items() if "RecBole" not in name]
+                lines.append(
+                    f"With the same 50 items and targets as theirs an epoch takes {same:.0f} s here: {', '.join(equal)}"
+                    " as long."
+                )
     for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
         three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)
         if three is not None and single is not None:
@@ -342,6 +351,40 @@ def speed(found: Sequence[Record]) -> str:
                 " ensemble."
             )
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def machines(found: Sequence[Record]) -> str:
+    """Return where the runs took place; with their names, where not all of them did in one place."""
+    names: dict[str, list[str]] = {}
+    for each in found:
+        place = f"{each['machine']['processor']}, one thread of {each['machine']['cores']}"
+        names.setdefault(place, []).append(each["name"])
+    if len(names) == 1:
+        return next(iter(names))
+    return (
+        "; ".join(f"{place} ({', '.join(of)})" for place, of in names.items()) + "; minutes of one are not the other's"
+    )
+
+
+def over_seeds(found: Sequence[Record]) -> str:
+    """Return a table of what several seeds have in as many minutes, paired by user and seed with one of ours."""
+    by_name: dict[str, dict[int, Record]] = {}
+    for each in found:
+        by_name.setdefault(each["name"], {})[each["seed"]] = each
+    by_name = {name: of for name, of in by_name.items() if len(of) > 1}
+    ours, rows = by_name.get(NARROW, {}), list[Row]()
+    for name, of in sorted(
+        by_name.items(), key=lambda entry: -np.mean([e["test"]["NDCG@10"] for e in entry[1].values()])
+    ):
+        values, both, against = [e["test"]["NDCG@10"] for e in of.values()], sorted(of.keys() & ours.keys()), ""
+        if both and name != NARROW:
+            first, second = (np.stack([ndcg(unpack(each[s]["ranks"])) for s in both]) for each in (of, ours))
+            test = paired_bootstrap(first, second)
+            against = f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.4f}"
+        seeds = ", ".join(map(str, sorted(of)))
+        rows.append((name, seeds, f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}", against))
+    head = ("", "seeds", "NDCG@10, mean ± standard deviation", f"against {NARROW}, of the same seeds (95 %)")
+    return markdown(head, rows) + "\n" if rows else ""
 
 
 def agreed(found: Sequence[Record]) -> str:
@@ -379,35 +422,45 @@ def curves(folder: Path, dataset: str, found: Sequence[Record]) -> str:
     return name
 
 
+def section(folder: Path, picture: str, found: Sequence[Record], everything: Sequence[Record]) -> list[str]:
+    """Return the parts of the page about the runs of one dataset, budget and seed; ``picture``: the name of theirs."""
+    first = found[0]
+    return [
+        f"## {first['dataset']}, {first['minutes']:g} minutes of CPU for each run, seed {first['seed']}\n",
+        summary(found),
+        accuracy(found, everything) + "\n",
+        f"![Validation NDCG@10 over minutes of CPU]({curves(folder, picture, found)})\n",
+        costs(found) + "\n",
+        speed(found),
+        f"Protocol: {first['protocol']}. Machine: {machines(found)}, shared with other work: CPU minutes count, not the"
+        " clock on the wall. They grow somewhat, too, where others use the same core and its caches, so that small"
+        " ratios between runs say nothing. The intervals are over users: one seed says nothing about the spread over"
+        " seeds.\n",
+        agreed(found),
+        "### Settings\n",
+        settings(found) + "\n",
+        "### Where a peer is ahead of one network of ours\n",
+        ("\n".join(ahead(found)) or "In none of these numbers.") + "\n",
+    ]
+
+
 def write(folder: Path, everything: Sequence[dict[str, Any]]) -> Path:
     """Write the page and its pictures into a folder, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [HEAD, WARNING]
     everything = [with_batches(each, everything) for each in everything]
-    keys = dict.fromkeys((each["dataset"], each["minutes"], each["seed"]) for each in everything)
-    order = list(dict.fromkeys(dataset for dataset, _, _ in keys))
-    groups = sorted(keys, key=lambda key: (order.index(key[0]), -key[1], key[2]))  # the longest runs first
-    for dataset, minutes, seed in groups:
-        found = [e for e in everything if (e["dataset"], e["minutes"], e["seed"]) == (dataset, minutes, seed)]
-        first = found[0]
-        picture = curves(folder, dataset if len(groups) == 1 else f"{dataset}-{minutes:g}-{seed}", found)
-        parts += [
-            f"## {dataset}, {minutes:g} minutes of CPU for each run, seed {seed}\n",
-            summary(found),
-            accuracy(found, everything) + "\n",
-            f"![Validation NDCG@10 over minutes of CPU]({picture})\n",
-            costs(found) + "\n",
-            speed(found),
-            f"Protocol: {first['protocol']}. Machine: {first['machine']['processor']}, one thread of"
-            f" {first['machine']['cores']}, shared with other work: CPU minutes count, not the clock on the wall. They"
-            " grow somewhat, too, where others use the same core and its caches, so that small ratios between runs say"
-            " nothing. The intervals are over users: one seed says nothing about the spread over seeds.\n",
-            agreed(found),
-            "### Settings\n",
-            settings(found) + "\n",
-            "### Where a peer is ahead of one network of ours\n",
-            ("\n".join(ahead(found)) or "In none of these numbers.") + "\n",
-        ]
+    groups: dict[tuple[str, float], dict[int, list[Record]]] = {}
+    for each in everything:
+        groups.setdefault((each["dataset"], each["minutes"]), {}).setdefault(each["seed"], []).append(each)
+    order = list(dict.fromkeys(dataset for dataset, _ in groups))
+    single = len(groups) == 1 and all(len(seeds) == 1 for seeds in groups.values())
+    for dataset, minutes in sorted(groups, key=lambda key: (order.index(key[0]), -key[1])):  # the longest runs first
+        seeds = groups[dataset, minutes]
+        if table := over_seeds([each for found in seeds.values() for each in found]):
+            parts += [f"## {dataset}, {minutes:g} minutes of CPU for each run, over seeds\n", table]
+        for seed in sorted(seeds):
+            picture = dataset if single else f"{dataset}-{minutes:g}-{seed}"
+            parts += section(folder, picture, seeds[seed], everything)
     if everything:
         parts += ["## Installation\n", installs(everything) + "\n", FOOT]
     path = folder / NAME

@@ -271,6 +271,37 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
     assert unequal not in page.speed(rows)
 
 
+def test_epochs_are_compared_with_the_targets_of_the_others_too() -> None:
+    names = {page.NARROW: 40.0, page.SHORT: 5.0, "RePlay SASRec": 20.0, "RecBole SASRec": 90.0}
+    rows = [made_up(name, 0.1, dataset="ML-1M", epoch_cpu_s=[seconds]) for name, seconds in names.items()]
+    assert "an epoch takes 5 s here: RePlay SASRec 4.0 times as long." in page.speed(rows)
+    assert "With the same" not in page.speed([rows[0], *rows[2:]])
+    (line,) = [line for line in page.ahead(rows) if "seconds an epoch" in line]
+    assert "20.0, ours 40.0 and 5.0 (width 64, 50 items)." in line
+
+
+def test_several_seeds_are_summed_up_and_paired(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    mine = [made_up(page.NARROW, share, seed=seed, minutes=20.0) for seed, share in enumerate((0.2, 0.3, 0.4))]
+    theirs = [made_up("RecBole SASRec", share, seed=seed, minutes=20.0) for seed, share in ((0, 0.1), (2, 0.2))]
+    single = made_up("RecBole GRU4Rec", 0.3, minutes=20.0)
+    text = page.write(tmp_path, [*mine, *theirs, single]).read_text()
+    over, _, rest = text.partition("## Beauty, 20 minutes of CPU for each run, seed 0")
+    assert "| ensemble_kd SASRec, width 64 | 0, 1, 2 | 0.3000 ± 0.1000 |  |" in over
+    assert "| RecBole SASRec | 0, 2 | 0.1500 ± 0.0707 | -0.1500 (" in over
+    assert "GRU4Rec" not in over
+    assert all(f"run, seed {seed}" in rest for seed in (1, 2))
+    assert page.over_seeds([*mine[:1], single]) == ""
+
+
+def test_each_machine_is_named_with_its_runs() -> None:
+    one, other = made_up("RecBole SASRec", 0.1), made_up("RePlay SASRec", 0.1, machine={"processor": "B", "cores": 2})
+    assert page.machines([one, one]) == "made up, one thread of 1"
+    assert page.machines([one, other]).startswith(
+        "made up, one thread of 1 (RecBole SASRec); B, one thread of 2 (RePlay"
+    )
+
+
 def test_a_likely_reason_is_one_of_these_runs() -> None:
     narrow, wide = made_up("ensemble_kd SASRec, width 64", 0.1), made_up("ensemble_kd SASRec", 0.1)
     memory, lines = (next(m for m in page.MEASURES if m.words.startswith(word)) for word in ("peak memory", "lines"))

@@ -52,7 +52,7 @@ def train(model: EnsembleKD, data: SequenceData, **options: Any) -> None:
 def run(job: dict[str, Any]) -> None:
     settings = dict(job["settings"])
     n, epochs = settings.pop("n"), settings.pop("epochs", None)
-    taught = settings.pop("taught", False)
+    taught, newest = settings.pop("taught", False), settings.pop("newest", None)
     width = settings.get("d_model")
     if width is not None:
         settings["d_ff"] = 4 * width
@@ -64,6 +64,8 @@ def run(job: dict[str, Any]) -> None:
     else:
         model, loss = (build_taught if taught else build)(found, n, job["seed"])
     options = {"transfer": Ramp(2, 5, unit="epochs")} if taught else {}
+    if newest is not None:
+        data = data.newest(newest)
     watched(job, model, data, found.settings["max_len"], loss=loss, epochs=epochs, **options)
 
 
