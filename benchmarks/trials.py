@@ -80,7 +80,7 @@ class Trial:
     @property
     def teacher(self) -> Trial:
         """The independent members whose ensemble teaches, where the formula is one of ``STUDENTS``."""
-        return replace(self, kd=0.0, formula="KD")
+        return Trial(self.dataset, self.encoder, self.n, seed=self.seed)
 
     def options(self) -> dict[str, Any]:
         """Return what ``fit`` is given."""
