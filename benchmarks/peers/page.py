@@ -353,17 +353,25 @@ def speed(found: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def machines(found: Sequence[Record]) -> str:
-    """Return where the runs took place; with their names, where not all of them did in one place."""
+def place(each: Record) -> str:
+    """Return where a run took place."""
+    return f"{each['machine']['processor']}, one thread of {each['machine']['cores']}"
+
+
+def machines(found: Sequence[Record], everything: Sequence[Record]) -> str:
+    """Return where runs took place; if in several, which in each, and what an epoch of one of ours takes there."""
     names: dict[str, list[str]] = {}
     for each in found:
-        place = f"{each['machine']['processor']}, one thread of {each['machine']['cores']}"
-        names.setdefault(place, []).append(each["name"])
+        names.setdefault(place(each), []).append(each["name"])
     if len(names) == 1:
         return next(iter(names))
-    return (
-        "; ".join(f"{place} ({', '.join(of)})" for place, of in names.items()) + "; minutes of one are not the other's"
-    )
+    said = []
+    for where, of in names.items():
+        same = [e for e in everything if place(e) == where and e["dataset"] == found[0]["dataset"]]
+        known = [cpu_s_of_epoch(e) for e in same if e["name"] == NARROW and e["epoch_cpu_s"]]
+        epoch = f", where an epoch of {NARROW} takes {known[0]:.0f} s" if known else ""
+        said.append(f"{where}{epoch} ({'; '.join(of)})")
+    return " — and ".join(said)
 
 
 def over_seeds(found: Sequence[Record]) -> str:
@@ -432,10 +440,10 @@ def section(folder: Path, picture: str, found: Sequence[Record], everything: Seq
         f"![Validation NDCG@10 over minutes of CPU]({curves(folder, picture, found)})\n",
         costs(found) + "\n",
         speed(found),
-        f"Protocol: {first['protocol']}. Machine: {machines(found)}, shared with other work: CPU minutes count, not the"
-        " clock on the wall. They grow somewhat, too, where others use the same core and its caches, so that small"
-        " ratios between runs say nothing. The intervals are over users: one seed says nothing about the spread over"
-        " seeds.\n",
+        f"Protocol: {first['protocol']}. Machine: {machines(found, everything)}, shared with other work: CPU minutes"
+        " count, not the clock on the wall. They grow somewhat, too, where others use the same core and its caches, so"
+        " that small ratios between runs say nothing. The intervals are over users: one seed says nothing about the"
+        " spread over seeds.\n",
         agreed(found),
         "### Settings\n",
         settings(found) + "\n",

@@ -294,12 +294,14 @@ def test_several_seeds_are_summed_up_and_paired(tmp_path: Path) -> None:
     assert page.over_seeds([*mine[:1], single]) == ""
 
 
-def test_each_machine_is_named_with_its_runs() -> None:
-    one, other = made_up("RecBole SASRec", 0.1), made_up("RePlay SASRec", 0.1, machine={"processor": "B", "cores": 2})
-    assert page.machines([one, one]) == "made up, one thread of 1"
-    assert page.machines([one, other]).startswith(
-        "made up, one thread of 1 (RecBole SASRec); B, one thread of 2 (RePlay"
-    )
+def test_each_machine_is_named_with_its_runs_and_how_fast_it_is() -> None:
+    there = {"machine": {"processor": "B", "cores": 2}}
+    one, other = made_up("RecBole SASRec", 0.1), made_up("RePlay SASRec", 0.1, **there)
+    assert page.machines([one, one], []) == "made up, one thread of 1"
+    said = page.machines([one, other], [made_up(page.NARROW, 0.1, seed=1, epoch_cpu_s=[7.0], **there)])
+    first, second = said.split(" — and ")
+    assert first == "made up, one thread of 1 (RecBole SASRec)"
+    assert second == f"B, one thread of 2, where an epoch of {page.NARROW} takes 7 s (RePlay SASRec)"
 
 
 def test_a_likely_reason_is_one_of_these_runs() -> None:
