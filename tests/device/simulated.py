@@ -11,14 +11,13 @@ rules of ``torch.vmap`` are torch's own. It cannot show speed, streams, rounding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,6 +106,7 @@ _HostGenerator = torch._C.Generator
 _generators: dict[int, Generator] = {}
 _own = [_HostGenerator("cpu").get_state()]  # the state of the device's own generator
 
+DEVICE_OF = torch.ops.prim.device.default
 READS = {aten._local_scalar_dense.default, aten.equal.default}
 SIZED_BY_VALUES = {
     "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "_coalesce", "_to_sparse",
@@ -120,10 +120,10 @@ INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run one operation with a simulated tensor among its arguments, or of a factory that is to make one."""
-    if func is torch.ops.prim.device.default:
+    if func is DEVICE_OF:  # two calls in three
         return torch.device(NAME, 0) if isinstance(args[0], Simulated) else args[0].device
     name = func._schema.name.split("::")[1]
-    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    leaves = list(_tensors((*args, *kwargs.values())))
     wanted = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
     if name in MOVES:
         return _move(func, name, args, kwargs, wanted)
@@ -144,7 +144,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         func(_plain(args[0]), *args[1:], **kwargs)  # of the shape alone, so that a graph need not repeat it
         with torch._C._ExcludeDispatchKeyGuard(_PYTHON):
             return func(*args, **kwargs)
-    plain_args, plain = pytree.tree_map(_plain, args), pytree.tree_map(_plain, kwargs)
+    plain_args, plain = _mapped(_plain, args), {key: _mapped(_plain, x) for key, x in kwargs.items()}
     if wanted == NAME:
         plain["device"] = "cpu"
     plain.pop("pin_memory", None)
@@ -178,7 +178,23 @@ graphs.Graph.drawing, graphs.Graph.random = staticmethod(_own_draws), _own
 
 
 def _plain(x: Any) -> Any:
-    return x.inner if isinstance(x, Simulated) else x
+    return x.inner if type(x) is Simulated else x
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among an operation's arguments, where lists alone nest; torch's pytree takes far longer."""
+    for x in values:
+        if type(x) in (list, tuple):
+            yield from _tensors(x)
+        elif isinstance(x, Tensor):
+            yield x
+
+
+def _mapped(change: Callable[[Any], Any], x: Any) -> Any:
+    """An operation's arguments or results, each changed."""
+    if type(x) in (list, tuple):
+        return type(x)([_mapped(change, y) for y in x])
+    return change(x)
 
 
 def _refuse_mixed(func: Any, name: str, args: Any, leaves: list[Tensor]) -> None:
@@ -228,17 +244,19 @@ def _wrapped(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
             if a.alias_info is not None and a.alias_info.is_write
         ]
         return written[0] if len(written) == 1 else tuple(written)
-    return pytree.tree_map(lambda x: Simulated(x) if isinstance(x, Tensor) else x, out)
+    return _mapped(lambda x: Simulated(x) if isinstance(x, Tensor) else x, out)
 
 
 class _Mode(TorchDispatchMode):
     """Sends the device's factories and copies, which have no simulated tensor among their arguments, to it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE_OF:
+            return run(func, args, {})
         kwargs = kwargs or {}
         wanted = kwargs.get("device")
         here = wanted is not None and torch.device(wanted).type == NAME
-        if here or any(isinstance(x, Simulated) for x in pytree.tree_leaves((args, kwargs))):
+        if here or any(type(x) is Simulated for x in _tensors((*args, *(kwargs.values())))):
             return run(func, args, kwargs)
         if (generator := kwargs.get("generator")) is not None and generator._cdata in _generators:
             raise RuntimeError(f"Expected a 'cpu' device type for generator but found {NAME!r}")
@@ -318,7 +336,7 @@ def _autocast(name: str, dtype: torch.dtype | None) -> Callable[..., Any]:
 
     def run_cast(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(key):
-            return func(*pytree.tree_map(cast, args), **pytree.tree_map(cast, kwargs))
+            return func(*_mapped(cast, args), **{key: _mapped(cast, x) for key, x in kwargs.items()})
 
     return run_cast
 
