@@ -232,11 +232,15 @@ def environment(device: str = "cpu") -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # above the threads: distrust
         "torch": torch.__version__,
-        "data": "Beauty" if beauty_file() else "synthetic, of Beauty's size",
     }
     if device == "cuda":
         found |= {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return found
+
+
+def data_of_beauty() -> str:
+    """Return what ``beauty()`` gives: the file's data, or made-up data."""
+    return "Beauty" if beauty_file() else "synthetic, of Beauty's size"
 
 
 def table(rows: Sequence[Row]) -> str:

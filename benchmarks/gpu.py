@@ -39,7 +39,7 @@ class Report:
         self.path = path
         self.content: dict[str, Any] = {
             "revision": common.revision(),
-            "machine": common.environment(device),
+            "machine": {**common.environment(device), "data": common.data_of_beauty()},
             "parts": {},
         }
 

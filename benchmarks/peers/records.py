@@ -91,7 +91,7 @@ def record(
         **account,
         "lines": lines_of_user_code(job),
         "installed": {name: installed[name] for name in ("packages", "seconds", "mib", "torch_mib", "pip_check")},
-        "machine": {**environment(), "data": run["dataset"], "threads": 1},
+        "machine": {**environment(), "threads": 1},
         "revision": revision(),
     }
 
