@@ -19,7 +19,8 @@ from benchmarks.paper.analysis import Numbers, ndcg
 from benchmarks.paper.recipes import ENCODERS
 from ensemble_kd import KD, EnsembleKD, fit
 from ensemble_kd.distillation import FromTeacher
-from ensemble_kd.evaluation import evaluate
+from ensemble_kd.ensemble import join
+from ensemble_kd.evaluation import calibrate, evaluate
 from ensemble_kd.losses import Ambiguity, Loss
 from ensemble_kd.presets import Recipe, recipe
 from ensemble_kd.training import Cosine, Ramp
@@ -36,8 +37,10 @@ FORMULAS: dict[str, Loss] = {
     "distillation": Ambiguity(),
     "ambiguity": Ambiguity(),
     "students": KD(temperature=1.0),
+    "mixed": KD(temperature=1.0),
 }
-STUDENTS = frozenset({"students"})  # formulas of new members that learn from an ensemble trained before them
+# Formulas of new members that learn from an ensemble trained before them: of their own encoder, or of several.
+STUDENTS: Mapping[str, tuple[str, ...]] = {"students": (), "mixed": ("SASRec", "GRU4Rec")}
 Record = Mapping[str, Any]
 
 
@@ -78,9 +81,10 @@ class Trial:
         return self.recipe(data).ensemble(self.n, losses=losses, seed=seed, **more)  # type: ignore[arg-type]
 
     @property
-    def teacher(self) -> Trial:
+    def teachers(self) -> list[Trial]:
         """The independent members whose ensemble teaches, where the formula is one of ``STUDENTS``."""
-        return Trial(self.dataset, self.encoder, self.n, seed=self.seed)
+        encoders = STUDENTS[self.formula] or (self.encoder,)
+        return [Trial(self.dataset, encoder, self.n, seed=self.seed) for encoder in encoders]
 
     def options(self) -> dict[str, Any]:
         """Return what ``fit`` is given."""
@@ -92,19 +96,30 @@ class Trial:
 
 
 def train(trial: Trial, data: Any, folder: Path) -> Record:
-    """Train, test, and keep the best weights; a teacher of which none are kept beside this folder is trained first."""
+    """Train, test, and keep the best weights; teachers of which none are kept beside this folder are trained first."""
     options = {"output_dir": folder, "resume": True, "progress": False, **trial.options()}
     model = trial.model(data)
     if trial.formula in STUDENTS:
-        beside = folder.parent / trial.teacher.key
-        if not (beside / BEST).exists() or (beside / LAST).exists():
-            train(trial.teacher, data, beside)
-        teacher = trained(trial.teacher, data, folder.parent)
-        run = fit(model, data, seed=ANEW + trial.seed, loss=FromTeacher(teacher, spliced=False), **options)
+        taught = FromTeacher(_teacher(trial, data, folder.parent), spliced=False)
+        run = fit(model, data, seed=ANEW + trial.seed, loss=taught, **options)
     else:
         run = fit(model, data, seed=trial.seed, **options)
     (folder / LAST).unlink()
     return {"trial": asdict(trial), **tested(model, data), **_course(run.history, run.best_epoch)}
+
+
+def _teacher(trial: Trial, data: Any, folder: Path) -> EnsembleKD:
+    """Return the ensemble that teaches; of several encoders, weighted on validation."""
+    for each in trial.teachers:
+        beside = folder / each.key
+        if not (beside / BEST).exists() or (beside / LAST).exists():
+            train(each, data, beside)
+    models = [trained(each, data, folder) for each in trial.teachers]
+    if len(models) == 1:
+        return models[0]
+    teacher = join(models)
+    calibrate(teacher, data, "valid")
+    return teacher
 
 
 def _course(history: Sequence[Any], best: int) -> dict[str, Any]:

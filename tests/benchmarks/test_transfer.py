@@ -15,8 +15,9 @@ from benchmarks import transfer, trials
 from benchmarks.paper import store
 from benchmarks.transfer import BESIDES, ENCODERS, LESS, LONG, STRENGTHS, Setting, attempt
 from benchmarks.trials import FORMULAS, STUDENTS, Trial
-from ensemble_kd import fit
+from ensemble_kd import EnsembleKD, fit
 from ensemble_kd.data import synthetic
+from ensemble_kd.distillation import FromTeacher
 
 
 def record(trial: Trial, valid: float, ensemble: int = 2) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def test_overlap_is_of_the_users_whose_item_a_member_finds() -> None:
 
 def test_formulas_have_strengths_and_names_of_their_own() -> None:
     assert STRENGTHS.keys() == FORMULAS.keys()
-    assert FORMULAS.keys() >= STUDENTS
+    assert FORMULAS.keys() >= STUDENTS.keys() == transfer.LEARNERS.keys()
     tried = [attempt(e, *each) for e in ENCODERS for each in transfer.settings() if each.strength]
     assert len({trial.key for trial in tried}) == len(tried)
     data = synthetic(30, 80)
@@ -113,13 +114,13 @@ def test_students_are_new_networks_and_their_teacher_is_trained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "fit", partial(fit, epochs=2))
-    data, trial = synthetic(40, 80), attempt("GRU4Rec", "students", 10.0)
-    assert trial.teacher == attempt("GRU4Rec")
-    first, anew = (each.model(data).state_dict() for each in (trial.teacher, trial))
+    data, trial, alone = synthetic(40, 80), attempt("GRU4Rec", "students", 10.0), attempt("GRU4Rec")
+    assert trial.teachers == [alone]
+    first, anew = (each.model(data).state_dict() for each in (alone, trial))
     assert not any(torch.equal(value, anew[name]) for name, value in first.items() if value.std() > 0)
     found = trials.train(trial, data, tmp_path / trial.key)
     assert found["trial"]["formula"] == "students"
-    at = tmp_path / trial.teacher.key / trials.BEST
+    at = tmp_path / alone.key / trials.BEST
     taught, written = tmp_path / trial.key / trials.BEST, at.stat().st_mtime_ns
     before = torch.load(taught, weights_only=True)["model"]
     stronger = attempt("GRU4Rec", "students", 30.0)
@@ -127,8 +128,28 @@ def test_students_are_new_networks_and_their_teacher_is_trained_once(
     assert at.stat().st_mtime_ns == written
     after = torch.load(tmp_path / stronger.key / trials.BEST, weights_only=True)["model"]
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
-    page = transfer.report([record(trial.teacher, 0.07, ensemble=3), record(trial, 0.08)], 1)
+    page = transfer.report([record(alone, 0.07, ensemble=3), record(trial, 0.08)], 1)
     assert "| `10 * KD(temperature=1.0)`, students | 1 |" in page
+
+
+def test_students_of_both_encoders_learn_from_one_ensemble_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "fit", partial(fit, epochs=1))
+    teachers: list[EnsembleKD] = []
+    monkeypatch.setattr(
+        trials, "FromTeacher", lambda teacher, **o: teachers.append(teacher) or FromTeacher(teacher, **o)
+    )
+    data, trial = synthetic(40, 80), attempt("SASRec", "mixed", 10.0)
+    assert trial.teachers == [attempt("SASRec"), attempt("GRU4Rec")] == attempt("GRU4Rec", "mixed", 3.0).teachers
+    trials.train(trial, data, tmp_path / trial.key)
+    (teacher,) = teachers
+    kinds = [type(teacher.encoder.member(i)).__name__ for i in range(len(teacher))]
+    assert kinds == ["SASRec"] * 3 + ["GRU4Rec"] * 3
+    assert teacher.weights.std() > 0  # calibrated
+    first = trials.trained(trial.teachers[0], data, tmp_path)
+    ids = data.inputs("test", 10)[:4]
+    assert torch.allclose(teacher.member_scores(ids)[:3], first.member_scores(ids), atol=1e-5)
 
 
 @pytest.mark.slow
