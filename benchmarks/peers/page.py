@@ -359,19 +359,21 @@ def place(each: Record) -> str:
 
 
 def machines(found: Sequence[Record], everything: Sequence[Record]) -> str:
-    """Return where runs took place; if in several, which in each, and what an epoch of one of ours takes there."""
+    """Return where runs took place; if in several, what an epoch of one of ours takes in each, and which were where."""
     names: dict[str, list[str]] = {}
     for each in found:
         names.setdefault(place(each), []).append(each["name"])
     if len(names) == 1:
         return next(iter(names))
-    said = []
-    for where, of in names.items():
-        same = [e for e in everything if place(e) == where and e["dataset"] == found[0]["dataset"]]
-        known = [cpu_s_of_epoch(e) for e in same if e["name"] == NARROW and e["epoch_cpu_s"]]
-        epoch = f", where an epoch of {NARROW} takes {known[0]:.0f} s" if known else ""
-        said.append(f"{where}{epoch} ({'; '.join(of)})")
-    return " — and ".join(said)
+    said = list[str]()
+    for where, of in sorted(names.items(), key=lambda entry: -len(entry[1])):
+        alike = [
+            e for e in everything if all(e[k] == found[0][k] for k in ("dataset", "minutes")) and place(e) == where
+        ]
+        known = [cpu_s_of_epoch(e) for e in alike if e["name"] == NARROW]
+        epoch = f", {known[0]:.0f} s for an epoch of {NARROW}" if known and known[0] else ""
+        said.append(f"{', '.join(of)} on {where}{epoch}" if said else f"{where}{epoch}")
+    return "; but ".join(said)
 
 
 def over_seeds(found: Sequence[Record]) -> str:

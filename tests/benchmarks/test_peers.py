@@ -298,10 +298,11 @@ def test_each_machine_is_named_with_its_runs_and_how_fast_it_is() -> None:
     there = {"machine": {"processor": "B", "cores": 2}}
     one, other = made_up("RecBole SASRec", 0.1), made_up("RePlay SASRec", 0.1, **there)
     assert page.machines([one, one], []) == "made up, one thread of 1"
-    said = page.machines([one, other], [made_up(page.NARROW, 0.1, seed=1, epoch_cpu_s=[7.0], **there)])
-    first, second = said.split(" — and ")
-    assert first == "made up, one thread of 1 (RecBole SASRec)"
-    assert second == f"B, one thread of 2, where an epoch of {page.NARROW} takes 7 s (RePlay SASRec)"
+    there_too = made_up(page.NARROW, 0.1, seed=1, epoch_cpu_s=[7.0], **there)
+    said = page.machines([one, other, one], [there_too, {**there_too, "minutes": 20.0, "epoch_cpu_s": [9.0]}])
+    first, second = said.split("; but ")
+    assert first == "made up, one thread of 1"  # of most runs
+    assert second == f"RePlay SASRec on B, one thread of 2, 7 s for an epoch of {page.NARROW}"
 
 
 def test_a_likely_reason_is_one_of_these_runs() -> None:
