@@ -110,16 +110,20 @@ def train(trial: Trial, data: Any, folder: Path) -> Record:
 
 def _teacher(trial: Trial, data: Any, folder: Path) -> EnsembleKD:
     """Return the ensemble that teaches; of several encoders, weighted on validation."""
-    for each in trial.teachers:
-        beside = folder / each.key
-        if not (beside / BEST).exists() or (beside / LAST).exists():
-            train(each, data, beside)
-    models = [trained(each, data, folder) for each in trial.teachers]
+    models = [at_hand(each, data, folder) for each in trial.teachers]
     if len(models) == 1:
         return models[0]
     teacher = join(models)
     calibrate(teacher, data, "valid")
     return teacher
+
+
+def at_hand(trial: Trial, data: Any, folder: Path) -> EnsembleKD:
+    """Return the trained model; it is trained first if none is kept in the folder."""
+    own = folder / trial.key
+    if not (own / BEST).exists() or (own / LAST).exists():
+        train(trial, data, own)
+    return trained(trial, data, folder)
 
 
 def _course(history: Sequence[Any], best: int) -> dict[str, Any]:
