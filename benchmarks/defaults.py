@@ -16,10 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import RESULTS
-from benchmarks.paper.analysis import paired_bootstrap
 from benchmarks.paper.recipes import Run, load
 from benchmarks.trials import (
     METRIC,
@@ -27,7 +24,7 @@ from benchmarks.trials import (
     Trial,
     append,
     members,
-    of_users,
+    paired,
     read,
     score,
     spread,
@@ -208,10 +205,7 @@ def _claims(records: Sequence[Record]) -> list[str]:
         "| --- | ---: | ---: | ---: |",
     ]
     for claim, first, second, of_members in pairs:
-        seeds = sorted(first.keys() & second.keys())
-        if seeds:
-            both = [np.stack([of_users(group[s], members=of_members) for s in seeds]) for group in (first, second)]
-            t = paired_bootstrap(*both)
+        if (t := paired(first, second, members=of_members)) is not None:
             difference = f"{t.difference:+.4f} ({t.low:+.4f} … {t.high:+.4f})"
             lines.append(f"| {claim} | {difference} | {t.p:.4f} | {t.wins} of {t.seeds} |")
     return lines

@@ -12,13 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks.common import RESULTS
-from benchmarks.paper.analysis import paired_bootstrap
 from benchmarks.paper.recipes import load
 from benchmarks.transfer import attempt
-from benchmarks.trials import METRIC, Record, Trial, append, at_hand, of_users, read, score, spread, tested
+from benchmarks.trials import METRIC, Record, Trial, append, at_hand, paired, read, score, spread, tested
 from ensemble_kd import EnsembleKD
 from ensemble_kd.ensemble import join
 from ensemble_kd.evaluation import calibrate, evaluate
@@ -98,12 +95,8 @@ def page(records: Sequence[Record]) -> str:
 
 def against(own: Mapping[int, Record], others: Mapping[int, Record]) -> str:
     """Return the difference of seeds that both have, with a bootstrap by user."""
-    seeds = sorted(own.keys() & others.keys())
-    if not seeds:
-        return ""
-    test = paired_bootstrap(*(np.stack([of_users(group[s]) for s in seeds]) for group in (own, others)))
-    wins = sum(score(own[s]) > score(others[s]) for s in seeds)
-    return f"{test.difference:+.4f} (p = {test.p:.4f}, in {wins} of {len(seeds)})"
+    t = paired(own, others)
+    return "" if t is None else f"{t.difference:+.4f} (p = {t.p:.4f}, in {t.wins} of {t.seeds})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

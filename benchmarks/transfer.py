@@ -21,12 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from benchmarks.common import RESULTS
-from benchmarks.paper.analysis import paired_bootstrap
 from benchmarks.paper.recipes import load
-from benchmarks.trials import FORMULAS, Record, Trial, append, members, of_users, overlap, read, score, train
+from benchmarks.trials import FORMULAS, Record, Trial, append, members, overlap, paired, read, score, train
 
 REPORT = Path(__file__).parent.parent / "docs" / "results" / "transfer.md"
 ENCODERS = ("GRU4Rec", "SASRec")  # the first takes less time
@@ -130,7 +127,7 @@ def wanted(done: Done, seeds: int) -> Iterator[Trial]:
 
 def line(setting: Setting, records: Sequence[Record], alone: Mapping[int, Record]) -> str:
     """A row of the table: means over seeds, and tests paired by user against independent members of the same seeds."""
-    pairs = [(r, alone[r["trial"]["seed"]]) for r in records if r["trial"]["seed"] in alone]
+    own = {r["trial"]["seed"]: r for r in records}
     losses = f"`{setting.strength:g} * {FORMULAS[setting.formula]!r}`" if setting.strength else "independent"
     losses += "" if setting.dropout is None else f", dropout {setting.dropout:g}"
     losses += LEARNERS.get(setting.formula, "") if setting.strength else ""
@@ -142,12 +139,8 @@ def line(setting: Setting, records: Sequence[Record], alone: Mapping[int, Record
     cells += [f"{statistics.mean(max(r['valid']) for r in records):.4f}"]
     for of_members in (True, False):
         cells.append(f"{statistics.mean((members if of_members else score)(r) for r in records):.4f}")
-        if setting != Setting() and pairs:
-            both = [np.stack([of_users(pair[i], members=of_members) for pair in pairs]) for i in (0, 1)]
-            test = paired_bootstrap(*both)
-            cells.append(f"{test.difference:+.4f} (p = {test.p:.4f})")
-        else:
-            cells.append("")
+        test = None if setting == Setting() else paired(own, alone, members=of_members)
+        cells.append("" if test is None else f"{test.difference:+.4f} (p = {test.p:.4f})")
     cells.append(f"{statistics.mean(map(overlap, records)):.3f}")
     return f"| {' | '.join(cells)} |"
 

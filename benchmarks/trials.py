@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import environment, revision
 from benchmarks.paper import store
-from benchmarks.paper.analysis import Numbers, ndcg
+from benchmarks.paper.analysis import Numbers, Test, ndcg, paired_bootstrap
 from benchmarks.paper.recipes import ENCODERS
 from ensemble_kd import KD, EnsembleKD, fit
 from ensemble_kd.distillation import FromTeacher
@@ -167,6 +167,16 @@ def of_users(record: Record, *, members: bool = False) -> Numbers:
     """NDCG@10 of each user: the ensemble's, or the mean of its members'."""
     scorers = [name for name in record["ranks"] if (name != "ensemble") == members]
     return np.mean([ndcg(store.unpack(record["ranks"][name])) for name in scorers], axis=0)  # type: ignore[no-any-return]
+
+
+def paired(own: Mapping[int, Record], others: Mapping[int, Record], *, members: bool = False) -> Test | None:
+    """Test records by seed against others of the same seeds, paired by user; None: they share no seed."""
+    seeds = sorted(own.keys() & others.keys())
+    if not seeds:
+        return None
+    return paired_bootstrap(
+        *(np.stack([of_users(group[s], members=members) for s in seeds]) for group in (own, others))
+    )
 
 
 def overlap(record: Record, k: int = 10) -> float:

@@ -188,9 +188,7 @@ def accuracy(found: Sequence[Record], everything: Sequence[Record]) -> str:
     for each in sorted(found, key=lambda each: -each["test"]["NDCG@10"]):
         against = ""
         if ours is not None and each is not ours:
-            first, second = (ndcg(unpack(e["ranks"]))[None] for e in (each, ours))
-            test = paired_bootstrap(first, second)
-            against = f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.4f}"
+            against = difference([each], [ours])
         best, minutes = each["best"], teacher_minutes(each, everything)
         also = f" + {minutes:.1f} of the teacher" if minutes else ""
         rows.append(
@@ -214,6 +212,12 @@ def accuracy(found: Sequence[Record], everything: Sequence[Record]) -> str:
         "wall-clock minutes",
     )
     return markdown(head, rows)
+
+
+def difference(own: Sequence[Record], others: Sequence[Record]) -> str:
+    """Return by how much runs are better than others of the same seeds, paired by user."""
+    test = paired_bootstrap(*(np.stack([ndcg(unpack(e["ranks"])) for e in group]) for group in (own, others)))
+    return f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.4f}"
 
 
 def teacher_minutes(each: Record, everything: Sequence[Record]) -> float:
@@ -388,9 +392,7 @@ def over_seeds(found: Sequence[Record]) -> str:
     ):
         values, both, against = [e["test"]["NDCG@10"] for e in of.values()], sorted(of.keys() & ours.keys()), ""
         if both and name != NARROW:
-            first, second = (np.stack([ndcg(unpack(each[s]["ranks"])) for s in both]) for each in (of, ours))
-            test = paired_bootstrap(first, second)
-            against = f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.4f}"
+            against = difference([of[s] for s in both], [ours[s] for s in both])
         seeds = ", ".join(map(str, sorted(of)))
         rows.append((name, seeds, f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}", against))
     head = ("", "seeds", "NDCG@10, mean ± standard deviation", f"against {NARROW}, of the same seeds (95 %)")
