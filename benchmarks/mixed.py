@@ -48,6 +48,7 @@ MIXES: Mapping[str, Mapping[Kind, int]] = {  # how many of each kind, the first 
     "two SASRec and a GRU4Rec, students of both encoders": {S_BOTH: 2, G_BOTH: 1},
     "a SASRec and two GRU4Rec, students of both encoders": {S_BOTH: 1, G_BOTH: 2},
     "three SASRec and three GRU4Rec": {S: 3, G: 3},
+    "three SASRec and three GRU4Rec, students of both encoders": {S_BOTH: 3, G_BOTH: 3},
 }
 
 
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m benchmarks.mixed", description=__doc__)
     p.add_argument("--data-dir", type=Path, help="folder of Beauty.txt")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    p.add_argument("--only", nargs="+", choices=MIXES, default=[], metavar="MEMBERS", help="ensembles of this name")
     p.add_argument("--results", type=Path, default=RESULTS / "mixed.jsonl", help="JSON lines")
     p.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder of checkpoints and logs")
     p.add_argument("--page", type=Path, default=PAGE)
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.data_dir is None and not args.report_only:
         p.error("--data-dir is needed, but for --report-only")
     for seed in [] if args.report_only else args.seeds:
-        for name in MIXES:
+        for name in args.only or MIXES:
             if any((r["mix"], r["seed"]) == (name, seed) for r in read(args.results)):
                 continue
             record = measured(name, seed, load("Beauty", args.data_dir), args.output)

@@ -29,7 +29,8 @@ def test_the_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trials, "train", lambda trial, *more: asked.append(trial.key) or train(trial, *more))
     files = {name: str(tmp_path / name) for name in ("results", "output", "page")}
     given = ["--data-dir", str(tmp_path), *(f"--{name}={path}" for name, path in files.items())]
-    mixed.main([*given, "--seeds", "0"])
+    mixed.main([*given, "--seeds", "0", "--only", ALONE])
+    assert len(asked) == 1
     mixed.main([*given, "--seeds", "0", "1"])
     assert len(asked) == len(set(asked)) == 6  # three runs a seed: SASRec, GRU4Rec and its students
     found = {(r["mix"], r["seed"]): r for r in trials.read(tmp_path / "results")}
