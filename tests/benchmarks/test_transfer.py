@@ -110,6 +110,18 @@ def test_the_table_compares_with_independent_members_of_the_same_seeds() -> None
     assert "## GRU4Rec" not in transfer.report(records, 4)
 
 
+def test_what_ran_on_two_makes_of_machine_is_compared_on_the_same() -> None:
+    here, there = record(attempt("SASRec"), 0.07, ensemble=5), record(attempt("SASRec"), 0.07, ensemble=3)
+    there["machine"] = {"processor": "another", "torch": "2"}
+    taught = record(attempt("SASRec", "KD", 1.0), 0.08, ensemble=3)
+    assert transfer.finished([here, there]) == {attempt("SASRec"): here}
+    third = {"processor": "a third", "torch": "2"}  # the first of both
+    for machine, difference in ((here["machine"], "+0.0745"), (there["machine"], "+0.0000"), (third, "+0.0745")):
+        rows = transfer.report([here, there, {**taught, "machine": machine}], 1).splitlines()
+        (row,) = (line for line in rows if line.startswith("| `1 * KD(temperature=1.0)` |"))
+        assert row.split("|")[9].strip().startswith(difference), row
+
+
 def test_students_are_new_networks_and_their_teacher_is_trained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
