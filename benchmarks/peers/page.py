@@ -91,7 +91,8 @@ def epochs_done(each: Record) -> float:
 class Measure(NamedTuple):
     """A number of a record that is compared: its words, whether more is better, and why a peer may be ahead.
 
-    ``of_size``: it grows with the network's width and the length of what it reads.
+    ``of_size``: it grows with the network's width and the length of what it reads. ``of_machine``: numbers of two
+    makes of machine say nothing about two libraries.
     """
 
     words: str
@@ -100,6 +101,7 @@ class Measure(NamedTuple):
     digits: int
     reason: str
     of_size: bool = False
+    of_machine: bool = False
 
 
 MEASURES = (
@@ -111,6 +113,7 @@ MEASURES = (
         False,
         1,
         "its feed-forward net is smaller (RePlay's has d in place of 4 d), or it scores sampled items in place of all",
+        True,
         True,
     ),
     Measure(
@@ -128,6 +131,7 @@ MEASURES = (
         2,
         "ours has positions by distance, and checks what it is given",
         True,
+        True,
     ),
     Measure(
         "users a CPU second, recommending to many",
@@ -136,11 +140,17 @@ MEASURES = (
         0,
         "ours has positions by distance",
         True,
+        True,
     ),
     Measure("lines that a user writes", lambda e: e["lines"], False, 0, "its data class reads the table as it is"),
     Measure("MiB installed, without torch", lambda e: _without_torch(e), False, 0, "it needs less"),
     Measure(
-        "seconds of installation", lambda e: e["installed"]["seconds"], False, 0, "it needs less, or a busy machine"
+        "seconds of installation",
+        lambda e: e["installed"]["seconds"],
+        False,
+        0,
+        "it needs less, or a busy machine",
+        of_machine=True,
     ),
 )
 
@@ -266,10 +276,10 @@ def installs(found: Sequence[Record]) -> str:
         account = each["installed"]
         name = f"{each['library']} {each['version']}"
         checked = "; ".join(account["pip_check"]) or "nothing"
-        rows.append(
-            (name, account["packages"], f"{_without_torch(each):.0f}", f"{account['seconds']:.0f}", f"`{checked}`")
-        )
-    return markdown(("", "packages", "MiB without torch", "seconds", "`pip check` says"), rows)
+        seconds = [one["installed"]["seconds"] for one in found if one["library"] == each["library"]]
+        took = " to ".join(dict.fromkeys(f"{s:.0f}" for s in (min(seconds), max(seconds))))
+        rows.append((name, account["packages"], f"{_without_torch(each):.0f}", took, f"`{checked}`"))
+    return markdown(("", "packages", "MiB without torch", "seconds, by machine", "`pip check` says"), rows)
 
 
 def settings(found: Sequence[Record]) -> str:
@@ -303,6 +313,8 @@ def ahead(found: Sequence[Record]) -> list[str]:
             theirs = measure.of(each)
             if ours["library"] in each["name"] or mine is None or theirs is None:
                 continue
+            if measure.of_machine and place(each) != place(ours):
+                continue
             if (theirs > mine) if measure.more else (theirs < mine):
                 digits = measure.digits
                 numbers = f"{mine:.{digits}f}"
@@ -318,15 +330,20 @@ def ahead(found: Sequence[Record]) -> list[str]:
 
 
 def speed(found: Sequence[Record]) -> str:
-    """Return sentences: CPU seconds of an epoch of the peers over ours, at equal width and over all items."""
-    seconds = {each["name"]: cpu_s_of_epoch(each) for each in found}
-    mine, lines = seconds.get(NARROW), []
-    theirs = {
-        name: s
-        for name in ("RecBole SASRec", "RecTools SASRec, softmax", "RePlay SASRec")
-        if (s := seconds.get(name)) is not None
-    }
-    if mine is not None and theirs:
+    """Return sentences: CPU seconds of an epoch of the peers over ours, at equal width and over all items.
+
+    What ran on two makes of machine is not compared.
+    """
+    seconds = {each["name"]: s for each in found if (s := cpu_s_of_epoch(each)) is not None}
+    places = {each["name"]: place(each) for each in found}
+
+    def beside(one: str) -> dict[str, float]:
+        known = (name for name in ("RecBole SASRec", "RecTools SASRec, softmax", "RePlay SASRec") if name in seconds)
+        return {name: seconds[name] for name in known if one in seconds and places[name] == places[one]}
+
+    lines = []
+    if theirs := beside(NARROW):
+        mine = seconds[NARROW]
         said = "; ".join(f"{name} {s:.0f} s ({s / mine:.1f} times as long)" for name, s in theirs.items())
         lines.append(
             f"SASRec 64 wide, with the full softmax over all items, takes {mine:.0f} s of CPU an epoch here, {said}."
@@ -340,15 +357,17 @@ def speed(found: Sequence[Record]) -> str:
                 " items with one before it for a target; by their published settings the others read 50 items, and"
                 " RecTools and RePlay have the newest 50 of each user for targets, 266,086 in all."
             )
-            if (same := seconds.get(SHORT)) is not None:
-                equal = [f"{name} {s / same:.1f} times" for name, s in theirs.items() if "RecBole" not in name]
+            equal = {name: s / seconds[SHORT] for name, s in beside(SHORT).items() if "RecBole" not in name}
+            if equal:
+                said = ", ".join(f"{name} {ratio:.1f} times" for name, ratio in equal.items())
                 lines.append(
-                    f"With the same 50 items and targets as theirs an epoch takes {same:.0f} s here: {', '.join(equal)}"
+                    f"With the same 50 items and targets as theirs an epoch takes {seconds[SHORT]:.0f} s here: {said}"
                     " as long."
                 )
     for peer, one in (("RecBole", "RecBole SASRec"), ("RecTools", "RecTools SASRec, softmax")):
-        three, single = seconds.get(f"{peer} SASRec, three under ensemble_kd"), seconds.get(one)
-        if three is not None and single is not None:
+        ensemble = f"{peer} SASRec, three under ensemble_kd"
+        if one in seconds and ensemble in seconds and places[one] == places[ensemble]:
+            three, single = seconds[ensemble], seconds[one]
             lines.append(
                 f"Three networks of {peer} under `EnsembleKD` take {three:.0f} s of CPU an epoch, three trainings by"
                 f" {peer} {3 * single:.0f} s: {100 * three / (3 * single):.0f} % of them. Most of it is `fit`, not the"

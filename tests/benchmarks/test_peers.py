@@ -280,6 +280,29 @@ def test_epochs_are_compared_with_the_targets_of_the_others_too() -> None:
     assert "20.0, ours 40.0 and 5.0 (width 64, 50 items)." in line
 
 
+def test_speed_on_two_makes_of_machine_is_not_compared() -> None:
+    there = {"machine": {"processor": "another", "cores": 1}}
+    slow = {"epoch_cpu_s": [90.0], "dataset": "ML-1M"}
+    fast = {
+        "epoch_cpu_s": [1.0],
+        "dataset": "ML-1M",
+        "installed": made_up(page.NARROW, 0.1)["installed"] | {"seconds": 2},
+    }
+    ours = [
+        made_up(name, 0.1, **slow) for name in (page.NARROW, page.SHORT, "RecTools SASRec, three under ensemble_kd")
+    ]
+    names = ("RePlay SASRec", "RecTools SASRec, softmax")
+    same, other = ([made_up(name, 0.1, **fast, **where) for name in names] for where in ({}, there))
+    assert page.speed([*ours, *other]) == ""
+    assert page.speed([*ours, *same]).count("RePlay SASRec") == 2
+    assert "three trainings by RecTools" in page.speed([*ours, *same])
+    assert page.ahead([*ours, *other]) == []
+    assert {line.partition(":")[0] for line in page.ahead([*ours, *same])} == {
+        "- CPU seconds an epoch",
+        "- seconds of installation",
+    }
+
+
 def test_several_seeds_are_summed_up_and_paired(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     mine = [made_up(page.NARROW, share, seed=seed, minutes=20.0) for seed, share in enumerate((0.2, 0.3, 0.4))]
