@@ -68,7 +68,7 @@ def data_file(args: argparse.Namespace, dataset: str) -> Path:
 
 
 def run(job: Job, data: Path, args: argparse.Namespace, *, dataset: str, seed: int, minutes: float) -> Path:
-    """Run a job in its environment, unless its folder has results already, and return the folder.
+    """Run a job in its environment, unless its folder has its results already, and return the folder.
 
     Raises:
         RuntimeError: the runner failed; its output is in the folder.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +56,10 @@ class Job:
         return f"{dataset}-{self.name.replace(' ', '-').replace(',', '')}-{seed}-{minutes or 0:g}m"
 
     def write(self, folder: Path, *, data: Path, dataset: str, minutes: float | None, seed: int, small: bool) -> Path:
-        """Write the file that a runner reads, into the folder where it writes its results."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the file that a runner reads, into the folder where it writes its results.
+
+        Results of other settings or data, which the folder may have, are removed.
+        """
         settings = {**self.of(dataset), **(SMALL[self.script or self.library] if small else {})}
         teacher = None if self.after is None else folder.parent / by_name(self.after).key(dataset, seed, minutes)
         job = {
@@ -68,8 +71,11 @@ class Job:
             "seed": seed,
             "after": None if teacher is None else str(teacher.resolve()),
         }
-        path = folder / "job.json"
-        path.write_text(json.dumps(job), encoding="utf-8")
+        path, text = folder / "job.json", json.dumps(job)
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
         return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -390,6 +391,20 @@ def test_each_job_has_a_runner_an_environment_and_lines_of_user_code() -> None:
     assert student > three
     around = [by_name(f"{peer} SASRec, three under ensemble_kd") for peer in ("RecTools", "RecBole")]
     assert all(records.lines_of_user_code(job) < 30 for job in around), "the adapter of one peer, not of both"
+
+
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    job, options = by_name("RePlay SASRec"), {"dataset": "Beauty", "minutes": 2.0, "seed": 0, "small": False}
+    folder, data = tmp_path / "run", tmp_path / "Beauty.txt"
+    for kept in (job, replace(job, settings={**job.settings, "dropout": 0.9})):
+        kept.write(folder, data=data, **options)
+        results = folder / "account.json"
+        assert not results.exists()
+        results.touch()
+        kept.write(folder, data=data, **options)
+        assert results.exists()
+    job.write(folder, data=tmp_path / "other.txt", **options)
+    assert not results.exists()
 
 
 def test_every_requirement_is_pinned() -> None:
