@@ -31,7 +31,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--environments", type=Path, default=Path("runs/peers/environments"), help="made if they are missing"
     )
     p.add_argument("--output", type=Path, default=Path("runs/peers"), help="folder of the runs")
-    p.add_argument("--results", type=Path, default=records.PATH, help="JSON lines")
+    p.add_argument(
+        "--results",
+        type=Path,
+        default=records.PATH,
+        help="JSON lines; the page of others than the committed ones is written beside them",
+    )
     p.add_argument("--page-only", action="store_true", help="train nothing")
     p.add_argument("--smoke", action="store_true", help="made-up data and small networks; the page goes to --output")
     args = p.parse_args(arguments)
@@ -120,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 records.append(records.with_batches(found, records.read(args.results)), args.results)
                 print(f"  {found['test']}, best after {found['best']['cpu_s'] / 60:.1f} minutes", flush=True)
-    print(page.write(args.output if args.smoke else page.FOLDER, records.read(args.results)))
+    folder = page.FOLDER if args.results == records.PATH else args.results.parent
+    print(page.write(folder, records.read(args.results)))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ _RECTOOLS = {
     "batch_size": 128,
 }
 _RECTOOLS_SOURCE = "RecTools, examples/tutorials/transformers_advanced_training_guide.ipynb"
+# RecTools and RePlay have the newest 50 of each user for targets: the first has none before it, and two are held out.
+_SAME_TARGETS = {"newest": 53}
 
 JOBS = (
     _recbole("SASRec", {}, {"learning_rate": 0.001}, {"learning_rate": 0.0005}),
@@ -135,7 +137,7 @@ JOBS = (
         "RecTools",
         "the network as RecTools SASRec, softmax, on ML-1M with its targets alone, too; fit with its defaults",
         {"n": 3, "d": 64, "max_len": 50, "heads": 2, "blocks": 2, "dropout": 0.2},
-        {"ML-1M": {"newest": 53}},  # as of "width 64, 50 items" below
+        {"ML-1M": _SAME_TARGETS},
         script="around",
     ),
     Job("RecBole SASRec, three separate", "recbole", "SASRec", _RECBOLE_SOURCE, average="RecBole SASRec"),
@@ -176,7 +178,7 @@ JOBS = (
         "ensemble_kd",
         "SASRec",
         "presets.recipe, but for the width and the 50 items that the others read, which are each user's targets, too",
-        {"n": 1, "d_model": 64, "max_len": 50, "newest": 53},  # the first has none before it; two are held out
+        {"n": 1, "d_model": 64, "max_len": 50, **_SAME_TARGETS},
         datasets=("ML-1M", SYNTHETIC),  # elsewhere the recipe reads 50 by itself
     ),
     Job("ensemble_kd SASRec, three", "ensemble_kd", "SASRec", "ensemble_kd.presets.recipe", {"n": 3}),

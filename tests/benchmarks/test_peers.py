@@ -370,6 +370,15 @@ def test_records_are_read_back_and_the_last_one_counts(tmp_path: Path) -> None:
     assert records.read(tmp_path / "none.jsonl") == []
 
 
+def test_the_page_of_own_records_lies_beside_them(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    records.append(made_up("RecBole SASRec", 0.1), tmp_path / "own.jsonl")
+    before = (page.FOLDER / page.NAME).read_bytes()
+    command.main(["--page-only", "--results", str(tmp_path / "own.jsonl")])
+    assert "RecBole SASRec" in (tmp_path / page.NAME).read_text(encoding="utf-8")
+    assert (page.FOLDER / page.NAME).read_bytes() == before
+
+
 def test_committed_records_and_page_belong_together(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     kept = records.read()

@@ -89,14 +89,11 @@ def build(encoder_fn: Any, n: int, seed: int, data: SequenceData, table: str) ->
 
 def run(job: dict[str, Any]) -> None:
     settings = dict(job["settings"])
-    n, options = settings.pop("n"), settings.pop("fit", {})
-    newest = settings.pop("newest", None)
+    n, newest, options = settings.pop("n"), settings.pop("newest", None), settings.pop("fit", {})
     data = read_text(job["data"])
-    if newest is not None:
-        data = data.newest(newest)
     kind, table = {"RecTools": (RecTools, "item_embedding"), "RecBole": (recbole, "model.item_embedding")}[job["model"]]
     model, loss = build(partial(kind, data.num_items, **settings), n, job["seed"], data, table)
-    run_ensemble_kd.watched(job, model, data, settings["max_len"], loss=loss, **options)
+    run_ensemble_kd.watched(job, model, data, settings["max_len"], newest, loss=loss, **options)
 
 
 if __name__ == "__main__":

@@ -64,17 +64,18 @@ def run(job: dict[str, Any]) -> None:
     else:
         model, loss = (build_taught if taught else build)(found, n, job["seed"])
     options = {"transfer": Ramp(2, 5, unit="epochs")} if taught else {}
-    if newest is not None:
-        data = data.newest(newest)
-    watched(job, model, data, found.settings["max_len"], loss=loss, epochs=epochs, **options)
+    watched(job, model, data, found.settings["max_len"], newest, loss=loss, epochs=epochs, **options)
 
 
-def watched(job: dict[str, Any], model: EnsembleKD, data: SequenceData, max_len: int, **options: Any) -> None:
-    """Train with ``fit``, on the clock, and write what is to be ranked.
+def watched(
+    job: dict[str, Any], model: EnsembleKD, data: SequenceData, max_len: int, newest: int | None, **options: Any
+) -> None:
+    """Train with ``fit``, on the clock, on so many of the newest items of each user, and write what is to be ranked.
 
     What is validated is what ``fit`` would keep if it ended then: its best epoch's averaged weights; before the end of
     the first epoch there are none, and the weights of that moment count.
     """
+    data = data if newest is None else data.newest(newest)
     sequences = shared.read_sequences(job["data"])
     chosen = torch.tensor(shared.some(len(sequences)))
     given = {split: data.inputs(split, max_len) for split in ("valid", "test")}
