@@ -1,6 +1,6 @@
 """EMKD as in the paper: three BERT4Rec networks with ICL, CCL, KD and AP on masked items.
 
-Trains on a synthetic catalogue, in three minutes of CPU time on a Xeon. It also prints
+Trains on a synthetic catalogue, in three minutes on two cores. It also prints
 what it recommends to a user, and draws the learning curves. Its last lines of output::
 
     scorer           HR@5   HR@10  NDCG@5 NDCG@10     MRR
