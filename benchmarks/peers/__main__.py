@@ -1,8 +1,8 @@
 """Train and measure RecBole, RecTools, RePlay and this library on the same files.
 
 ``python -m benchmarks.peers --data-dir DIR``. Each run has a process, an environment and one thread of its own, in
-turn, and as many minutes of CPU for training as every other. A run that is there already is not done again. The page is
-written last.
+turn, and as many minutes of CPU for training as every other. A run that is there already is not done again, and one
+that fails does not keep the others from theirs. The page is written last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import ROOT
 from benchmarks.peers import page, records
@@ -106,27 +107,47 @@ def train(job: Job, data: Path, args: argparse.Namespace, *, dataset: str, seed:
     return [run(part, data, args, dataset=dataset, seed=s, minutes=minutes) for s in range(3 * seed, 3 * seed + 3)]
 
 
+def installed(jobs: Sequence[Job], folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the accounts of the environments that jobs need, and what went wrong with the others."""
+    accounts, failed = {}, []
+    for each in ENVIRONMENTS:
+        if each.name in {job.library for job in jobs}:
+            try:
+                accounts[each.name] = make(each, folder)
+            except RuntimeError as error:
+                failed.append(f"{each.name} is left out: {error}")
+                print(failed[-1], flush=True)
+    return accounts, failed
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, and write the page. What fails is left out, and named when all the rest is done."""
     args = parse(arguments)
-    installed = {} if args.page_only else {each.name: make(each, args.environments.resolve()) for each in ENVIRONMENTS
-                                           if each.name in {job.library for job in args.jobs}}  # fmt: skip
-    for dataset in [] if args.page_only else args.datasets:
+    accounts, failed = ({}, []) if args.page_only else installed(args.jobs, args.environments.resolve())
+    for dataset in args.datasets if accounts else []:
         path = data_file(args, dataset)
         data = read_text(path)
-        for job in [job for job in args.jobs if dataset in job.datasets]:
+        for job in [job for job in args.jobs if dataset in job.datasets and job.library in accounts]:
             for seed in args.seeds:
                 done = {(e["name"], e["dataset"], e["seed"], e["minutes"]) for e in records.read(args.results)}
                 if (job.name, dataset, seed, args.minutes) in done:
                     continue
                 print(f"{dataset}, {job.name}, seed {seed}", flush=True)
-                folders = train(job, path, args, dataset=dataset, seed=seed)
+                try:
+                    folders = train(job, path, args, dataset=dataset, seed=seed)
+                except RuntimeError as error:
+                    failed.append(f"{dataset}, seed {seed}: {error}")
+                    print(f"  {error}", flush=True)
+                    continue
                 found = records.record(
-                    job, folders, data, installed[job.library], dataset=dataset, seed=seed, minutes=args.minutes
+                    job, folders, data, accounts[job.library], dataset=dataset, seed=seed, minutes=args.minutes
                 )
                 records.append(records.with_batches(found, records.read(args.results)), args.results)
                 print(f"  {found['test']}, best after {found['best']['cpu_s'] / 60:.1f} minutes", flush=True)
     folder = page.FOLDER if args.results == records.PATH else args.results.parent
     print(page.write(folder, records.read(args.results)))
+    if failed:
+        raise SystemExit("\n".join(["Not everything was run; the same command tries again.", *failed]))
 
 
 if __name__ == "__main__":

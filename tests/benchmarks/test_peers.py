@@ -16,7 +16,7 @@ import torch
 from benchmarks.paper.store import pack
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import environments, page, records
-from benchmarks.peers.jobs import JOBS, by_name
+from benchmarks.peers.jobs import JOBS, Job, by_name
 from benchmarks.peers.ranking import mean_scores, rank, scores
 from benchmarks.peers.runners import shared
 from ensemble_kd import EnsembleKD
@@ -440,6 +440,39 @@ def test_runs_are_chosen_by_name_or_by_a_part_of_it() -> None:
     assert [job.name for job in command.chosen(["ensemble_kd SASRec"])] == ["ensemble_kd SASRec"]
     assert {job.library for job in command.chosen(["RecTools"])} == {"rectools"}
     assert command.chosen([]) == list(JOBS)
+
+
+def test_what_fails_does_not_keep_the_rest_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither an environment nor a run; both are named at the end, and only what is missing is tried again."""
+    pytest.importorskip("matplotlib")
+    broken, tried = {"replay", "RecBole GRU4Rec"}, list[str]()
+
+    def make(environment: environments.Environment, folder: Path) -> dict[str, Any]:
+        if environment.name in broken:
+            raise RuntimeError("pip install failed")
+        return {"version": "1"}
+
+    def train(job: Job, *_: Any, **__: Any) -> list[Path]:
+        tried.append(job.name)
+        if job.name in broken:
+            raise RuntimeError(f"{job.name} ended with 1")
+        return []
+
+    monkeypatch.setattr(command, "make", make)
+    monkeypatch.setattr(command, "train", train)
+    monkeypatch.setattr(records, "record", lambda job, *_, **__: made_up(job.name, 0.1, dataset="synthetic"))
+    names = ["RecBole GRU4Rec", "RecBole SASRec", "RePlay SASRec", "RecTools BERT4Rec"]
+    run = ["--smoke", "--minutes", "2", "--output", str(tmp_path), "--only", *names]
+    with pytest.raises(SystemExit, match=r"(?s)tries again.*replay is left out: pip.*RecBole GRU4Rec ended with 1"):
+        command.main(run)
+    assert tried == ["RecBole SASRec", "RecBole GRU4Rec", "RecTools BERT4Rec"]
+    assert "RecTools BERT4Rec" in (tmp_path / page.NAME).read_text(encoding="utf-8")
+    broken.clear()
+    tried.clear()
+    command.main(run)
+    assert tried == ["RecBole GRU4Rec", "RePlay SASRec"]
 
 
 @pytest.mark.slow
