@@ -76,6 +76,9 @@ def test_a_run_killed_by_the_system(step: int, every: float, resumed_at: int, tm
     assert_ends_as((unbroken, result, expected), folder, model, got)
 
 
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+
 class Killed(BaseException):
     """Ends a run on the spot; files are left as SIGKILL would leave them."""
 
@@ -113,6 +116,8 @@ def test_a_run_killed_anywhere(
     stride = {"replace": 2, "fsync": 3, "write": 1, "evaluate": 1}[where]
     if every == 0 and where in ("replace", "fsync"):
         stride *= 4  # a checkpoint a step: every one would be 31 runs
+    if not THOROUGH:
+        stride *= 2
     count = 0
     for at in itertools.count(0, stride):
         folder = tmp_path / str(at)
