@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,16 @@ def test_the_tutorials_way(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_the_example(name: str, tmp_path: Path) -> None:
+def test_the_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip(name)
     pytest.importorskip("pyarrow")
     flags = [f"--library={name}", "--users=60", "--items=90", "--epochs=1", f"--output={tmp_path}"]
     script = str(ROOT / "examples" / "from_a_dataframe.py")
-    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    *_, said, before, after = done.stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    runpy.run_path(script, run_name="__main__")
+    *_, said, before, after = capsys.readouterr().out.splitlines()
     assert said == "2 items more. For user-0, then and now:"
     for line in (before, after):
         assert re.fullmatch(r"(sku-\w+, ){4}sku-\w+", line)
