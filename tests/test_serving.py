@@ -149,6 +149,19 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(x, y)
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [(1000, 3145), (12_101, 259), (200_000, 32), (10**6, 16), (10**8, 1)],
+    ids=["cache", "still", "32 rows", "memory", "a row"],
+)
+def test_a_block_fits_the_cache_or_has_some_rows(columns: int, rows: int) -> None:
+    """Twelve MiB of float32 scores, or 32 rows, but 64 MiB at most and a row at least."""
+    blocks = [block.stop - block.start for block in served._blocks(torch.empty(1, 9000, 4), columns)]
+    assert set(blocks[:-1]) == {rows}
+    assert sum(blocks) == 9000
+    assert blocks[-1] <= rows
+
+
 def test_candidates_narrow_the_recommendations() -> None:
     model = model_of("sasrec")
     items, _ = model.recommend(IDS, k=3, candidates=torch.tensor([4, 11, 12, 13]))
