@@ -172,10 +172,10 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q = q[..., -1:, :] if newest else q
         p, scale = self.dropout if self.training else 0.0, q.shape[-1] ** -0.5
-        mask, is_long = mask.to(q.dtype), x.shape[1] >= LONG
-        if x.device.type != "cpu" or (is_long and not p):
+        mask = mask.to(q.dtype)
+        if x.device.type != "cpu" or not p:
             mixed = fused_attention(q, k, v, mask, p)
-        elif is_long:  # to torch 2.13 at least, the CPU's fused kernel is slower with dropout
+        elif x.shape[1] >= LONG:  # to torch 2.13 at least, the CPU's fused kernel is slower with dropout
             scores = torch.add(mask, q @ k.transpose(-1, -2), alpha=scale)
             mixed = dropout(scores.softmax(-1).to(v.dtype), p) @ v
         else:  # keys stand on the second to last axis, since a softmax over a very short last axis is slow
