@@ -78,10 +78,14 @@ def sparse_parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return tensor._indices(), tensor._values()
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has the second alone
+
+
 def is_vmap_slice(tensor: Tensor) -> bool:
     """Return True for one member's slice of a tensor over which ``torch.vmap`` runs now.
 
-    Reason: ``torch.func`` has no public way to see from within a function that vmap runs it.
+    Reason: ``torch.func`` has no public way to see from within a function that vmap runs it. torch 2.6 and 2.7 stop at
+    the question while they export, and no exported graph has vmap within.
 
     Examples:
         >>> seen = []
@@ -89,6 +93,8 @@ def is_vmap_slice(tensor: Tensor) -> bool:
         >>> seen, is_vmap_slice(torch.zeros(2))
         ([True], False)
     """
+    if _is_exporting():
+        return False
     return _functorch.is_batchedtensor(tensor)
 
 
