@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import aside, choice, shown, tensor, whole
+from ensemble_kd.internal import CACHE_BYTES, aside, choice, shown, tensor, whole
 from ensemble_kd.metrics import disagreement
 
 Aggregate = Literal["logits", "probabilities", "ranks"]
 BLOCK_BYTES = 64 << 20  # of the members' scores of some users: the memory of a call besides its input and output
 _ACCELERATOR_TIMES = 8  # as much on an accelerator, whose kernels are slow on few rows
 _ASIDE = 2**18  # weights whose product with states takes longer than it takes to hand the turn over, twice
-# On a CPU a block has these bytes if that gives it enough rows: about the last-level cache's share. The C library gives
-# larger ones back to the system each time, and the next one costs a page fault for every 4 KiB.
-_CACHE_BYTES, _ROWS = 12 << 20, 32
+# On a CPU a block fits the cache, or has so many rows. The C library gives larger ones back to the system each time,
+# and the next one costs a page fault for every 4 KiB.
+_ROWS = 32
 ENCODER_BYTES = 2 * BLOCK_BYTES  # of an encoder's intermediate values, as estimated
 _TOGETHER = 128  # sequences that are encoded at once on a CPU: more share no work, and have more padding
 
@@ -358,7 +358,7 @@ def _blocks(states: Tensor, columns: int) -> Iterator[slice]:
     n, b, _ = states.shape
     row = n * columns * states.element_size()
     most = _times(states) * BLOCK_BYTES
-    some = min(most, max(_CACHE_BYTES, _ROWS * row)) if states.device.type == "cpu" else most
+    some = min(most, max(CACHE_BYTES, _ROWS * row)) if states.device.type == "cpu" else most
     rows = max(1, some // row)
     return (slice(start, min(start + rows, b)) for start in range(0, b, rows))
 

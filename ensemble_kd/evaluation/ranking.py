@@ -22,12 +22,12 @@ from ensemble_kd.distributed import (
 )
 from ensemble_kd.ensemble import Chosen, EnsembleKD, Precision, check_catalogue, check_model_and_data, choose_precision
 from ensemble_kd.errors import EnsembleKDError
-from ensemble_kd.internal import choice, instance, whole
+from ensemble_kd.internal import CACHE_BYTES, choice, instance, whole
 from ensemble_kd.metrics import METRICS, metric_named, metric_row, ranks
 from ensemble_kd.serving import encoded
 
 Exclude = Literal["none", "window", "history"]
-TILE_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}  # of scores: about the last-level cache's share
+TILE_BYTES = {"cpu": CACHE_BYTES, "cuda": 512 << 20}  # of scores
 LONGEST = 200  # items that an encoder of any length is shown by default
 
 

@@ -22,7 +22,7 @@ from ensemble_kd.internal.files import (
 )
 from ensemble_kd.internal.paths import existing_file, file_path
 from ensemble_kd.internal.seeding import member_seed, random_state, seeded, set_random_state
-from ensemble_kd.internal.tensors import tensor, widest
+from ensemble_kd.internal.tensors import CACHE_BYTES, tensor, widest
 from ensemble_kd.internal.torch_private import (
     accelerator_devices,
     add_in_float32_,
@@ -47,6 +47,7 @@ from ensemble_kd.internal.torch_private import (
 from ensemble_kd.internal.turns import aside, in_turn
 
 __all__ = [
+    "CACHE_BYTES",
     "accelerator_devices",
     "add_in_float32_",
     "adds_in_float32",

@@ -8,6 +8,8 @@ from torch import Tensor
 from ensemble_kd.errors import EnsembleKDError
 from ensemble_kd.internal.arguments import shown
 
+CACHE_BYTES = 12 << 20  # about a core's share of a CPU's last-level cache: what is read again soon should fit
+
 KINDS = {
     "floating": "floating-point numbers",
     "whole": "whole numbers",

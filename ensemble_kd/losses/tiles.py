@@ -13,13 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ensemble_kd.internal import add_in_float32_, adds_in_float32
+from ensemble_kd.internal import CACHE_BYTES, add_in_float32_, adds_in_float32
 from ensemble_kd.losses.compiled import compiled_tile
 from ensemble_kd.losses.formula import Formula, Networks, Plan, Weight, weighted
 from ensemble_kd.losses.row_kernel import or_else
 
-_TILE_BYTES = 12 << 20  # of one buffer (n, rows, v) on a CPU: about the last-level cache's share
-_ACCELERATOR_BYTES = 512 << 20  # on another device, at least
+_ACCELERATOR_BYTES = 512 << 20  # of one buffer (n, rows, v), at least; on a CPU it fits the cache
 _ROWS, _ROWS_BYTES = 32, 384 << 20  # a tile has this many rows even beyond the cache, but no more than these bytes
 _FLOAT16_ROWS = 512  # rows of gradient 1 whose sum, times hidden states of about 100, float16 has room for
 _ALIGNED = 64  # elements; a row of logits in an accelerator's memory begins at a multiple of them
@@ -227,7 +226,7 @@ def rows_per_tile(wanted: int | None, t: int, row_bytes: int, device: torch.devi
     """
     # The weights' gradient passes through memory once a tile: that has to pay, even where the cache takes fewer rows.
     enough = min(_ROWS, _ROWS_BYTES // row_bytes)
-    size = _TILE_BYTES if device.type == "cpu" else max(large, _ACCELERATOR_BYTES)
+    size = CACHE_BYTES if device.type == "cpu" else max(large, _ACCELERATOR_BYTES)
     rows = min(t, wanted or max(1, enough, size // row_bytes))
     return -(-t // -(-t // rows))
 

@@ -442,9 +442,7 @@ def test_runs_are_chosen_by_name_or_by_a_part_of_it() -> None:
     assert command.chosen([]) == list(JOBS)
 
 
-def test_what_fails_does_not_keep_the_rest_from_running(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_fails_does_not_keep_the_rest_from_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither an environment nor a run; both are named at the end, and only what is missing is tried again."""
     pytest.importorskip("matplotlib")
     broken, tried = {"replay", "RecBole GRU4Rec"}, list[str]()
