@@ -22,7 +22,7 @@ V = 60
 DATA = synthetic(num_users=60, num_items=V, num_clusters=10, max_len=20)
 
 
-def model_of(kind: str, max_len: int = 8) -> EnsembleKD:
+def model_of(kind: str, max_len: int = 8, n: int = 2) -> EnsembleKD:
     """In float64, so that the order of sums decides no rank; with logits far enough apart."""
 
     def encoder() -> nn.Module:
@@ -31,7 +31,7 @@ def model_of(kind: str, max_len: int = 8) -> EnsembleKD:
         cls = SASRec if kind == "sasrec" else BERT4Rec
         return cls(V, d_model=8, num_layers=1, max_len=max_len, dropout=0.3).double()
 
-    model = EnsembleKD(encoder, n=2)
+    model = EnsembleKD(encoder, n=n)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3)
@@ -61,7 +61,7 @@ def excluded(exclude: str, history: list[int], window: int) -> set[int]:
 def oracle(model: EnsembleKD, split: str, exclude: str, window: int) -> dict[str, list[int]]:
     """A user at a time, without padding, each member a module of its own."""
     members = [model.member(i).eval() for i in range(len(model))]
-    found: dict[str, list[int]] = {name: [] for name in ("member 0", "member 1", "ensemble")}
+    found: dict[str, list[int]] = {name: [] for name in (*(f"member {i}" for i in range(len(model))), "ensemble")}
     for sequence in users(DATA):
         history, target = (sequence[:-2], sequence[-2]) if split == "valid" else (sequence[:-1], sequence[-1])
         ids = torch.tensor([history[-window:]])
@@ -76,13 +76,13 @@ def oracle(model: EnsembleKD, split: str, exclude: str, window: int) -> dict[str
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 @pytest.mark.parametrize("exclude", ["none", "window", "history"])
-@pytest.mark.parametrize("kind", ["sasrec", "bert4rec", "gru4rec"])
-def test_evaluate_is_the_loop_over_users(kind: str, exclude: Any, split: Any) -> None:
-    model = model_of(kind)
+@pytest.mark.parametrize(("kind", "n"), [("sasrec", 2), ("bert4rec", 2), ("gru4rec", 2), ("sasrec", 1)])
+def test_evaluate_is_the_loop_over_users(kind: str, n: int, exclude: Any, split: Any) -> None:
+    model = model_of(kind, n=n)
     window = {"sasrec": 8, "bert4rec": 7, "gru4rec": 200}[kind]  # bert4rec needs a position for [mask]
     report = evaluate(model, DATA, split, exclude=exclude, batch_size=7)
     expected = oracle(model, split, exclude, window)
-    assert list(report.ranks) == list(report.rows) == ["member 0", "member 1", "ensemble"]
+    assert list(report.ranks) == list(report.rows) == list(expected)
     for scorer, found in expected.items():
         assert report.ranks[scorer].tolist() == found  # in the users' order
         assert report.rows[scorer] == pytest.approx(metrics(found), abs=1e-12)

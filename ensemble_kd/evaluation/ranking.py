@@ -167,7 +167,7 @@ def _ranks_of(
     precision: Chosen,
     place: Place,
 ) -> Tensor:
-    """Ranks by the members of this process and by the ensemble, (n + 1, users); 0 for users of other processes."""
+    """Ranks by this process's members and by the ensemble, (n + 1, users); 0 for users of other processes."""
     device = model.device
     inputs = data.inputs(split, min(shown, data.max_history))
     target, (history, offsets) = data.target(split), data.history(split)
@@ -177,9 +177,11 @@ def _ranks_of(
     weight, bias = F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0), value=-torch.inf)[:, None]  # column 0: padding
     n, columns = len(weight), model.num_items + 1
     factors = (model.factors / n).to(weight.dtype) if model.is_weighted else None
-    found = torch.zeros(n + 1, len(inputs), dtype=torch.int64)
-    rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * (n + 1) * columns)))
-    scores = weight.new_empty(n + 1, rows, columns)  # of some users: every member's, and the ensemble's
+    alone = len(model) == 1  # its own ensemble
+    scorers = 1 if alone else n + 1
+    found = torch.zeros(scorers, len(inputs), dtype=torch.int64)
+    rows = min(batch_size, max(16, TILE_BYTES.get(device.type, TILE_BYTES["cuda"]) // (4 * scorers * columns)))
+    scores = weight.new_empty(scorers, rows, columns)  # of some users: every member's, and the ensemble's
     for users in place.own(order.split(batch_size)):
         ids = inputs[users, -int(lengths[users].max()) :]
         seen = None if exclude == "none" else ids
@@ -194,14 +196,15 @@ def _ranks_of(
             tile = scores[:, : part.stop - start]
             for i in range(n):
                 torch.addmm(bias[i], states[i, part], weight[i].mT, out=tile[i])
-            if factors is None:
-                torch.mean(tile[:n], 0, out=tile[n])
-            else:
-                tile[n] = torch.einsum("n, n r v -> r v", factors, tile[:n])
-                tile[n, :, 0] = -torch.inf  # 0 · -inf is no number
-            sum_members_(tile[n], place)  # a positive factor changes no rank
+            if not alone:
+                if factors is None:
+                    torch.mean(tile[:n], 0, out=tile[n])
+                else:
+                    tile[n] = torch.einsum("n, n r v -> r v", factors, tile[:n])
+                    tile[n, :, 0] = -torch.inf  # 0 · -inf is no number
+                sum_members_(tile[n], place)  # a positive factor changes no rank
             found[:, users[part]] = ranks(tile, wanted[part], None if seen is None else seen[part]).cpu()
-    return found
+    return found.repeat(2, 1) if alone else found
 
 
 def evaluate_popularity(
