@@ -47,9 +47,10 @@ class Job:
         """The script that runs it."""
         return RUNNERS / f"run_{self.script or self.library}.py"
 
-    def of(self, dataset: str) -> dict[str, Any]:
+    def of(self, dataset: str, *, small: bool = False) -> dict[str, Any]:
         """Return the settings for a dataset."""
-        return {**self.settings, **self.by_dataset.get(dataset, {})}
+        smaller = SMALL[self.script or self.library] if small else {}
+        return {**self.settings, **self.by_dataset.get(dataset, {}), **smaller}
 
     def key(self, dataset: str, seed: int, minutes: float | None) -> str:
         """Return the name of its folder."""
@@ -58,18 +59,19 @@ class Job:
     def write(self, folder: Path, *, data: Path, dataset: str, minutes: float | None, seed: int, small: bool) -> Path:
         """Write the file that a runner reads, into the folder where it writes its results.
 
-        Results of other settings or data, which the folder may have, are removed.
+        Results of other settings, of a teacher's other settings or of other data, which the folder may have, are
+        removed.
         """
-        settings = {**self.of(dataset), **(SMALL[self.script or self.library] if small else {})}
-        teacher = None if self.after is None else folder.parent / by_name(self.after).key(dataset, seed, minutes)
+        teacher = None if self.after is None else by_name(self.after)
         job = {
             "data": str(data.resolve()),
             "folder": str(folder.resolve()),
             "model": self.model,
-            "settings": settings,
+            "settings": self.of(dataset, small=small),
             "minutes": minutes,
             "seed": seed,
-            "after": None if teacher is None else str(teacher.resolve()),
+            "after": None if teacher is None else str((folder.parent / teacher.key(dataset, seed, minutes)).resolve()),
+            "teacher_settings": None if teacher is None else teacher.of(dataset, small=small),
         }
         path, text = folder / "job.json", json.dumps(job)
         if path.exists() and path.read_text(encoding="utf-8") != text:

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.paper.store import pack
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import environments, page, records
+from benchmarks.peers import environments, jobs, page, records
 from benchmarks.peers.jobs import JOBS, Job, by_name
 from benchmarks.peers.ranking import mean_scores, rank, scores
 from benchmarks.peers.runners import shared
@@ -413,6 +413,18 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> No
         kept.write(folder, data=data, **options)
         assert results.exists()
     job.write(folder, data=tmp_path / "other.txt", **options)
+    assert not results.exists()
+
+
+def test_results_of_a_student_are_those_of_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, three = by_name("ensemble_kd SASRec, student of three"), by_name("ensemble_kd SASRec, three")
+    folder, options = tmp_path / "run", {"dataset": "Beauty", "minutes": 2.0, "seed": 0, "small": False}
+    student.write(folder, data=tmp_path / "Beauty.txt", **options)
+    results = folder / "account.json"
+    results.touch()
+    other = replace(three, settings={**three.settings, "d_model": 32})
+    monkeypatch.setattr(jobs, "JOBS", tuple(other if job is three else job for job in JOBS))
+    student.write(folder, data=tmp_path / "Beauty.txt", **options)
     assert not results.exists()
 
 
