@@ -54,10 +54,11 @@ def paired_bootstrap(first: Numbers, second: Numbers, *, resamples: int = 10_000
     by_user = (first - second).mean(axis=0)
     # Most users hit in neither run; how many of those a resample draws is all that matters of them.
     differing = by_user[by_user != 0]
-    rng, users, means = np.random.default_rng(seed), len(by_user), np.empty(resamples)
+    # NumPy promises the same numbers in each of its versions from RandomState alone; default_rng's changed in 2.5.
+    rng, users, means = np.random.RandomState(seed), len(by_user), np.empty(resamples)
     drawn = rng.binomial(users, len(differing) / users, size=resamples)
     for i, count in enumerate(drawn):
-        means[i] = differing[rng.integers(0, len(differing), count)].sum() / users if count else 0.0
+        means[i] = differing[rng.randint(0, len(differing), count)].sum() / users if count else 0.0
     below, above = int((means <= 0).sum()), int((means >= 0).sum())
     p = min(1.0, 2 * (1 + min(below, above)) / (1 + resamples))
     low, high = np.quantile(means, [0.025, 0.975])
