@@ -117,7 +117,7 @@ def test_a_run_killed_anywhere(
     if every == 0 and where in ("replace", "fsync"):
         stride *= 4  # a checkpoint a step: every one would be 31 runs
     if not THOROUGH:
-        stride *= 2
+        stride *= 4 if where == "write" else 2
     count = 0
     for at in itertools.count(0, stride):
         folder = tmp_path / str(at)
