@@ -431,7 +431,10 @@ def agreed(found: Sequence[Record]) -> str:
 
 
 def curves(folder: Path, dataset: str, found: Sequence[Record]) -> str:
-    """Draw the validation over minutes of CPU, and return the name of the picture."""
+    """Draw the validation over minutes of CPU, and return the line that shows it; "" if no run has a curve."""
+    found = [each for each in found if each["curve"]]  # an average has none
+    if not found:
+        return ""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -450,17 +453,17 @@ def curves(folder: Path, dataset: str, found: Sequence[Record]) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "peers"}):
         figure.savefig(folder / name, metadata={"Date": None})
     pyplot.close(figure)
-    return name
+    return f"![Validation NDCG@10 over minutes of CPU]({name})\n"
 
 
 def section(folder: Path, picture: str, found: Sequence[Record], everything: Sequence[Record]) -> list[str]:
     """Return the parts of the page about the runs of one dataset, budget and seed; ``picture``: the name of theirs."""
-    first = found[0]
+    first, losses = found[0], "\n".join(ahead(found)) or "In none of these numbers."
     return [
         f"## {first['dataset']}, {first['minutes']:g} minutes of CPU for each run, seed {first['seed']}\n",
         summary(found),
         accuracy(found, everything) + "\n",
-        f"![Validation NDCG@10 over minutes of CPU]({curves(folder, picture, found)})\n",
+        curves(folder, picture, found),
         costs(found) + "\n",
         speed(found),
         f"Protocol: {first['protocol']}. Machine: {machines(found, everything)}, shared with other work: CPU minutes"
@@ -470,8 +473,7 @@ def section(folder: Path, picture: str, found: Sequence[Record], everything: Seq
         agreed(found),
         "### Settings\n",
         settings(found) + "\n",
-        "### Where a peer is ahead of one network of ours\n",
-        ("\n".join(ahead(found)) or "In none of these numbers.") + "\n",
+        f"### Where a peer is ahead of one network of ours\n\n{losses}\n" if one_of_ours(found) else "",
     ]
 
 

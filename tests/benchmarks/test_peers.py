@@ -226,6 +226,15 @@ def test_a_page_without_losses_says_so(tmp_path: Path) -> None:
     assert "In none of these numbers." in text
 
 
+def test_a_part_without_ours_or_without_a_curve_shows_neither(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text = page.write(tmp_path, [made_up("RecTools SASRec, three separate", 0.1, curve=[])]).read_text()
+    assert "0.1000" in text
+    assert "ahead of one network" not in text
+    assert "![" not in text
+    assert not list(tmp_path.glob("*.svg"))
+
+
 def test_an_average_is_that_of_the_scores_and_costs_all_of_its_parts(
     model: EnsembleKD, data: SequenceData, tmp_path: Path
 ) -> None:
