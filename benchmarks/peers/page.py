@@ -230,6 +230,20 @@ def difference(own: Sequence[Record], others: Sequence[Record]) -> str:
     return f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f}), p = {test.p:.4f}"
 
 
+def around(found: Sequence[Record]) -> str:
+    """Return sentences: what three networks of a peer have as encoders of ours, and trained by the peer one by one."""
+    by_name, lines = {each["name"]: each for each in found}, []
+    for peer in ("RecBole", "RecTools"):
+        together, apart = (by_name.get(f"{peer} SASRec, three {how}") for how in ("under ensemble_kd", "separate"))
+        if together and apart:
+            (a, m), (b, n) = ((e["test"]["NDCG@10"], e["best"]["cpu_s"] / 60) for e in (together, apart))
+            lines.append(
+                f"Three networks of {peer} under `EnsembleKD` have {a:.4f} after {m:.1f} minutes, three that {peer}"
+                f" trained, with their scores averaged, {b:.4f} after {n:.1f}: {difference([together], [apart])}."
+            )
+    return "\n".join(lines) + "\n" if lines else ""
+
+
 def teacher_minutes(each: Record, everything: Sequence[Record]) -> float:
     """Return the CPU minutes of training of the run whose networks taught this one, 0 without."""
     teachers = [
@@ -463,6 +477,7 @@ def section(folder: Path, picture: str, found: Sequence[Record], everything: Seq
         f"## {first['dataset']}, {first['minutes']:g} minutes of CPU for each run, seed {first['seed']}\n",
         summary(found),
         accuracy(found, everything) + "\n",
+        around(found),
         curves(folder, picture, found),
         costs(found) + "\n",
         speed(found),

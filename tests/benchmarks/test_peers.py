@@ -281,6 +281,16 @@ def test_the_page_compares_epochs_at_equal_width(tmp_path: Path) -> None:
     assert unequal not in page.speed(rows)
 
 
+def test_three_of_a_peer_are_compared_with_three_of_its_own() -> None:
+    together = made_up("RecTools SASRec, three under ensemble_kd", 0.2)
+    apart = made_up("RecTools SASRec, three separate", 0.1, best={"cpu_s": 180.0})
+    said = page.around([together, apart])
+    assert "have 0.2000 after 1.0 minutes" in said
+    assert "0.1000 after 3.0: +0.1" in said
+    another = made_up("RecBole SASRec, three under ensemble_kd", 0.2)
+    assert page.around([together]) == page.around([apart, another]) == ""
+
+
 def test_epochs_are_compared_with_the_targets_of_the_others_too() -> None:
     names = {page.NARROW: 40.0, page.SHORT: 5.0, "RePlay SASRec": 20.0, "RecBole SASRec": 90.0}
     rows = [made_up(name, 0.1, dataset="ML-1M", epoch_cpu_s=[seconds]) for name, seconds in names.items()]
